@@ -1,0 +1,5 @@
+"""CLaRa on MLX: documents become a few memory vectors; retrieval and answering work on those."""
+
+from clara.io import cpu
+
+cpu.preload()
