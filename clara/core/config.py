@@ -1,0 +1,119 @@
+"""Configuration as frozen structs: every option with its default, its bounds and its help text, once."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from msgspec import Meta, Struct
+
+
+class Layout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Ids of the special tokens, all beyond the base's table, and the frame around a document."""
+
+    vocab_size: int
+    """Rows of the base's embedding table (V)."""
+    num_memory_tokens: int
+    """Memory tokens of a document (M)."""
+    prefix: tuple[int, ...] = ()
+    """Ids before a document's text: `<ENC>` and, where the base has one, `<BOS>`."""
+    suffix: tuple[int, ...] = ()
+    """Ids after a document's text: `<EOS>`."""
+
+    @property
+    def enc_id(self) -> int:
+        """The id of `<ENC>`, which opens a document."""
+        return self.vocab_size
+
+    @property
+    def sep_id(self) -> int:
+        """The id of `<SEP>`, which follows the memory slots of a document."""
+        return self.vocab_size + 1
+
+    @property
+    def first_slot(self) -> int:
+        """The id of memory slot 0; slot i of the flattened memories has id `first_slot + i`."""
+        return self.vocab_size + 2
+
+
+class MemoryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a document becomes memory."""
+
+    doc_max_tokens: Annotated[int, Meta(ge=1, description="Longest document, in tokens; the rest is cut off.")] = 256
+    compression_rate: Annotated[int, Meta(ge=1, description="Document tokens for each memory token.")] = 16
+    anchored: Annotated[
+        bool, Meta(description="Add to each memory vector the mean embedding of its part of the document.")
+    ] = False
+    anchor_gain: Annotated[float, Meta(gt=0, description="Start value of the trained gain of anchored memory.")] = 0.3
+
+    def __post_init__(self) -> None:
+        if self.compression_rate > self.doc_max_tokens:
+            raise ValueError(
+                f"compression_rate {self.compression_rate} leaves no memory token of doc_max_tokens "
+                f"{self.doc_max_tokens}: it must not be larger"
+            )
+
+    @property
+    def num_memory_tokens(self) -> int:
+        """M = doc_max_tokens // compression_rate."""
+        return self.doc_max_tokens // self.compression_rate
+
+
+class LoraConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The low-rank adapters (arXiv 2106.09685) on all linear layers of the blocks."""
+
+    rank: Annotated[int, Meta(ge=1, description="Rank of the adapters.")] = 16
+    alpha: Annotated[float, Meta(gt=0, description="Adapter scale numerator: scale = alpha / rank.")] = 32.0
+    dropout: Annotated[float, Meta(ge=0, lt=1, description="Dropout on the adapters' input while training.")] = 0.1
+
+    @property
+    def scale(self) -> float:
+        """alpha / rank."""
+        return self.alpha / self.rank
+
+
+class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The weight of each loss term; a weight of zero costs nothing."""
+
+    next_token_weight: Annotated[float, Meta(ge=0, description="Weight of the next-token loss.")] = 1.0
+    alignment_weight: Annotated[
+        float,
+        Meta(ge=0, description="Weight of the squared difference of mean memory and mean document state."),
+    ] = 0.1
+
+    def __post_init__(self) -> None:
+        if self.next_token_weight == 0 and self.alignment_weight == 0:
+            raise ValueError("next_token_weight and alignment_weight are both 0: nothing would be trained")
+
+
+class OptimizerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """AdamW with clipping, linear warm-up and a cosine."""
+
+    learning_rate: Annotated[float, Meta(gt=0, description="Peak learning rate.")] = 1e-4
+    beta1: Annotated[float, Meta(ge=0, lt=1, description="Decay of the first moment.")] = 0.9
+    beta2: Annotated[float, Meta(ge=0, lt=1, description="Decay of the second moment.")] = 0.95
+    eps: Annotated[float, Meta(gt=0, description="Added to the root of the second moment.")] = 1e-8
+    weight_decay: Annotated[float, Meta(ge=0, description="Decoupled weight decay.")] = 0.0
+    clip_norm: Annotated[float, Meta(gt=0, description="Largest global norm of the gradient.")] = 1.0
+    warmup_ratio: Annotated[float, Meta(ge=0, lt=1, description="Share of the steps that warm up.")] = 0.03
+    final_ratio: Annotated[float, Meta(ge=0, le=1, description="Last learning rate as a share of the peak.")] = 0.1
+
+
+class ComputeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What trades time against memory, without changing a result."""
+
+    grad_checkpoint: Annotated[
+        int,
+        Meta(ge=0, description="Recompute every n-th layer in the backward pass to save memory; 0 = none."),
+    ] = 0
+    logits_chunk: Annotated[
+        int, Meta(ge=1, description="Answer positions whose vocabulary logits exist at one time.")
+    ] = 1024
+
+
+class StepConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All that the mathematics of a training step depends on."""
+
+    memory: MemoryConfig = MemoryConfig()
+    lora: LoraConfig = LoraConfig()
+    loss: LossConfig = LossConfig()
+    compute: ComputeConfig = ComputeConfig()

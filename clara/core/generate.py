@@ -1,0 +1,27 @@
+"""The generator as a model that mlx-lm can decode with: memory slots are ids, so a prompt is plain token ids."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from clara.core.bind import bind
+from clara.core.compress import embed
+from clara.core.config import StepConfig
+from clara.core.memory import place_memory, slot_index
+from clara.core.types import Base, Params
+
+
+def bind_generator(base: Base, config: StepConfig, params: Params, memory: mx.array) -> nn.Module:
+    """Return the base with the generator adapter, whose embedding reads memory slots from memory: float[..., D].
+
+    Id `layout.first_slot + i` stands for row i of the flattened memory. The model's logits cover the base's own
+    vocabulary only, so no slot is ever generated. It works with mlx-lm's caches, samplers and batches.
+    """
+    first = base.layout.first_slot
+    return bind(
+        base.module,
+        params["adapters"]["generator"],
+        scale=config.lora.scale,
+        embed=lambda tokens: place_memory(embed(base, tokens), memory, slot_index(tokens, first)),
+    )

@@ -1,0 +1,55 @@
+"""Start values: the special tokens' embeddings and the trained parameters of a new run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from clara.core.bind import adapted_linears, anatomy, part_of
+from clara.core.config import Layout, StepConfig
+from clara.core.lora import init_adapter
+from clara.core.types import Base, Params
+
+SAMPLED_ROWS = 4096
+"""Rows of the embedding table that its statistics are taken from, evenly spaced: enough, and quick on any table."""
+
+
+def table_rows(module: nn.Module) -> mx.array:
+    """Return float32[rows, D]: evenly spaced rows of the base's embedding table, dequantised."""
+    table = part_of(module, anatomy(module).embedding)
+    count = table.weight.shape[0]
+    index = mx.arange(0, count, max(count // SAMPLED_ROWS, 1))
+    return table(index).astype(mx.float32)
+
+
+def init_base(module: nn.Module, layout: Layout, seed: int = 0) -> Base:
+    """Return a base with new `<ENC>` and `<SEP>` embeddings, drawn from the table's mean and deviation.
+
+    seed: the special embeddings are a function of it and of the table, so that they need not be stored.
+    """
+    rows = table_rows(module)
+    rms = mx.sqrt(mx.mean(mx.square(rows)))
+    return Base(module, layout, like_rows(mx.random.key(seed), rows, 2), rms)
+
+
+def like_rows(key: mx.array, rows: mx.array, count: int) -> mx.array:
+    """Return float32[count, D]: normal draws with the mean and standard deviation of rows: float32[n, D], by column."""
+    mean, deviation = rows.mean(axis=0), mx.sqrt(rows.var(axis=0))
+    return mean + deviation * mx.random.normal((count, rows.shape[1]), key=key)
+
+
+def init_params(
+    base: Base, config: StepConfig, seed: int, adapters: Sequence[str] = ("compressor", "generator")
+) -> Params:
+    """Return the trained leaves of a new run, float32: adapters that change nothing yet, and memory embeddings."""
+    *keys, last = mx.random.split(mx.random.key(seed), len(adapters) + 1)
+    shapes = adapted_linears(base.module)
+    params: Params = {
+        "adapters": {name: init_adapter(keys[i], shapes, config.lora.rank) for i, name in enumerate(adapters)},
+        "memory_embeddings": like_rows(last, table_rows(base.module), config.memory.num_memory_tokens),
+    }
+    if config.memory.anchored:
+        params["anchor_gain"] = mx.full((base.special_embeddings.shape[1],), config.memory.anchor_gain)
+    return params

@@ -1,0 +1,82 @@
+"""The loss terms; each returns (sum, count) in float32, so that the one division can happen over any set of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import mlx.core as mx
+
+from clara.core.types import Term
+
+Pair = tuple[mx.array, mx.array]
+
+
+def next_token_loss(logits: mx.array, targets: mx.array, mask: mx.array) -> Term:
+    """Return the cross-entropy in nats, summed over mask, and the number of kept positions.
+
+    logits: float[..., V]; targets: int32[...]; mask: bool[...]. An all-false mask gives (0, 0).
+    """
+    logits = logits.astype(mx.float32)
+    chosen = mx.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+    nats = mx.logsumexp(logits, axis=-1) - chosen
+    return mx.where(mask, nats, 0).sum(), mask.sum().astype(mx.float32)
+
+
+@mx.custom_function
+def nats_of(logits: mx.array, targets: mx.array) -> tuple[mx.array, mx.array]:
+    """Return (nats, probabilities) of logits: float32[n, V] and targets: int32[n]; differentiable in logits.
+
+    One exponential for each logit serves value and gradient: logsumexp = max(logits) − log(max(probabilities)).
+    """
+    probabilities = mx.softmax(logits, axis=-1)
+    largest = logits.max(axis=-1) - mx.log(probabilities.max(axis=-1))
+    return largest - mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0], probabilities
+
+
+@nats_of.vjp
+def nats_of_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
+    """Return the gradient of nats alone, cotangent · (probabilities − one-hot)."""
+    (logits, targets), (cotangent, _), (_, probabilities) = primals, cotangents, outputs
+    hit = mx.arange(logits.shape[-1])[None] == targets[:, None]
+    return mx.where(hit, probabilities - 1, probabilities) * cotangent[:, None], mx.zeros_like(targets)
+
+
+def chunked_next_token_loss(
+    head: Callable[[mx.array], mx.array], hidden: mx.array, targets: mx.array, mask: mx.array, chunk: int
+) -> Term:
+    """Return `next_token_loss(head(hidden), targets, mask)` with logits of at most `chunk` positions at one time.
+
+    hidden: float[B, A, D]; targets: int32[B, A]; mask: bool[B, A]; head: float[1, n, D] → float[1, n, V]. Each chunk's
+    gradient is taken with its value, so that logits are computed once and never kept. Only hidden is differentiated.
+    """
+
+    def part(rows: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
+        nats, _ = cast(Pair, nats_of(head(rows[None])[0].astype(mx.float32), targets))
+        return mx.where(mask, nats, 0).sum()
+
+    @mx.custom_function
+    def summed(rows: mx.array) -> tuple[mx.array, mx.array]:
+        total, grads = mx.zeros(()), list[mx.array]()
+        for i in range(0, rows.shape[0], chunk):
+            at = slice(i, i + chunk)
+            value, grad = mx.value_and_grad(part)(rows[at], flat_targets[at], flat_mask[at])
+            total, grads = total + value, [*grads, grad]
+        return total, mx.concatenate(grads)
+
+    @summed.vjp
+    def summed_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        return (cotangents[0] * outputs[1]).astype(outputs[1].dtype)
+
+    flat_targets, flat_mask = targets.reshape(-1), mask.reshape(-1)
+    total, _ = cast(Pair, summed(hidden.reshape(-1, hidden.shape[-1])))
+    return total, mask.sum().astype(mx.float32)
+
+
+def alignment_loss(memory_mean: mx.array, document_mean: mx.array, mask: mx.array) -> Term:
+    """Return the mean over D of the squared difference, summed over documents, and the number of documents.
+
+    memory_mean, document_mean: float32[N, D]; mask: bool[N], False on filler rows. arXiv 2511.18659, equation 3.
+    """
+    squares = mx.square(memory_mean - document_mean).mean(axis=-1)
+    return mx.where(mask, squares, 0).sum(), mask.sum().astype(mx.float32)

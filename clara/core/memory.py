@@ -1,0 +1,78 @@
+"""Memory vectors: where their slots are, how they get into embeddings and out of hidden states."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from clara.core.types import Documents
+
+
+def slot_index(tokens: mx.array, first_slot: int) -> mx.array:
+    """Return int32[B, T]: which flattened memory row each position of tokens: int32[B, T] takes; −1 for none.
+
+    With first_slot 100, tokens [7, 100, 101, 9] give [−1, 0, 1, −1]; a prompt's second document of 2 memory tokens
+    has ids 102 and 103.
+    """
+    slots = tokens.astype(mx.int32) - first_slot
+    return mx.where(slots >= 0, slots, -1)
+
+
+def document_slots(lengths: mx.array, num_memory_tokens: int, width: int) -> mx.array:
+    """Return int32[N, S]: memory token j of document n stands at position lengths[n] + j; −1 elsewhere.
+
+    lengths: int32[N]. With lengths [1, 2], two memory tokens and width 5: [[−1, 0, 1, −1, −1], [−1, −1, 0, 1, −1]].
+    """
+    slot = mx.arange(width)[None] - lengths[:, None]
+    return mx.where((slot >= 0) & (slot < num_memory_tokens), slot, -1)
+
+
+def place_memory(embeddings: mx.array, memory: mx.array, slots: mx.array) -> mx.array:
+    """Return float[B, T, D]: `embeddings`, with row `slots[b, t]` of the flattened memory wherever that is ≥ 0.
+
+    embeddings: float[B, T, D]; memory: float[..., D], any leading axes; slots: int32[B, T], −1 keeps the embedding.
+    """
+    rows = memory.reshape(-1, memory.shape[-1])[mx.maximum(slots, 0)]
+    return mx.where(slots[..., None] >= 0, rows.astype(embeddings.dtype), embeddings)
+
+
+def read_memory(hidden: mx.array, lengths: mx.array, num_memory_tokens: int) -> mx.array:
+    """Return float[N, M, D]: the M rows of hidden: float[N, S, D] from position lengths: int32[N] on."""
+    index = lengths[:, None] + mx.arange(num_memory_tokens)[None]
+    return mx.take_along_axis(hidden, index[..., None], axis=1)
+
+
+def masked_mean(values: mx.array, mask: mx.array) -> mx.array:
+    """Return float32[N, D]: the mean of values: float[N, S, D] where mask: bool[N, S]; zero where nothing is kept."""
+    total = mx.where(mask[..., None], values.astype(mx.float32), 0).sum(axis=1)
+    return total / mx.maximum(mask.sum(axis=1, keepdims=True), 1)
+
+
+def anchors(embeddings: mx.array, start: mx.array, count: mx.array, num_memory_tokens: int) -> mx.array:
+    """Return float[N, M, D]: the mean embedding of each of M equal chunks of a document; zero for an empty one.
+
+    embeddings: float[N, S, D]; the text is positions start ≤ s < start + count, start and count: int32[N]. Chunk j
+    begins at ⌊j · count / M⌋ and has at least one token, so that chunks of a short document overlap.
+    """
+    j = mx.arange(num_memory_tokens)[None]
+    first = j * count[:, None] // num_memory_tokens
+    last = mx.maximum((j + 1) * count[:, None] // num_memory_tokens, first + 1)
+    place = mx.arange(embeddings.shape[1])[None, None] - start[:, None, None]
+    inside = (place >= first[..., None]) & (place < mx.minimum(last, count[:, None])[..., None])
+    weights = inside.astype(embeddings.dtype)
+    return (weights @ embeddings) / mx.maximum(weights.sum(axis=-1, keepdims=True), 1)
+
+
+def anchor_memory(memory: mx.array, anchor: mx.array, gain: mx.array, embedding_rms: mx.array) -> mx.array:
+    """Return float[N, M, D] = anchor + gain ⊙ r · h / rms(h), the anchored form of memory states h.
+
+    memory, anchor: float[N, M, D]; gain: float[D]; r = embedding_rms: float[]. A state of zero stays zero.
+    """
+    state = memory.astype(mx.float32)
+    unit = state * mx.rsqrt(mx.mean(state * state, axis=-1, keepdims=True) + 1e-6)
+    return (anchor.astype(mx.float32) + gain * embedding_rms * unit).astype(memory.dtype)
+
+
+def other_documents(documents: Documents) -> Documents:
+    """Return the documents moved on by one, so that every prompt gets the memory of another document."""
+    order = mx.roll(mx.arange(documents.lengths.shape[0]), 1)
+    return Documents(documents.tokens[order], documents.lengths[order])

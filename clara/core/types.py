@@ -1,0 +1,89 @@
+"""What crosses function borders: axis letters, and the tuples that `mx.compile` can take apart.
+
+Axes, used in every docstring: B batch, T decoder tokens, S document tokens, N documents, M memory tokens,
+A answer positions, D hidden, R rank, V vocabulary. Masks are bool, True = keep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from clara.core.config import Layout
+
+Adapter = dict[str, dict[str, mx.array]]
+"""One LoRA adapter: module path → {"lora_a": float[in, R], "lora_b": float[R, out]}."""
+
+Params = dict[str, Any]
+"""The trained leaves: {"adapters": {name: Adapter}, "memory_embeddings": float[M, D], "anchor_gain": float[D]}."""
+
+Term = tuple[mx.array, mx.array]
+"""A loss before division: (sum, count), both float32 scalars."""
+
+
+class Base(NamedTuple):
+    """A frozen language model and what CLaRa adds beside it."""
+
+    module: nn.Module
+    """An mlx-lm model; never changed."""
+    layout: Layout
+    """Ids and counts of the special tokens."""
+    special_embeddings: mx.array
+    """float[2, D]: input embeddings of `<ENC>` and `<SEP>`, frozen."""
+    embedding_rms: mx.array
+    """float[]: root mean square of the embedding table; the scale of anchored memory."""
+    head_rows: mx.array | None = None
+    """float[X, D]: head rows of special tokens that a converted checkpoint brings; the softmax then runs over V + X."""
+
+
+class Documents(NamedTuple):
+    """Tokenised documents, padded on the right."""
+
+    tokens: mx.array
+    """int32[N, S]: prefix, document, suffix, then padding with room for M memory tokens."""
+    lengths: mx.array
+    """int32[N]: tokens before the memory slots; 0 marks a filler row."""
+
+
+class Batch(NamedTuple):
+    """Everything one step reads, its randomness included."""
+
+    documents: Documents
+    tokens: mx.array
+    """int32[B, T]: prompts and answers; ids from `layout.first_slot` on stand for memory vectors (see `slot_index`)."""
+    target_index: mx.array
+    """int32[B, A]: decoder positions whose next token is an answer token."""
+    targets: mx.array
+    """int32[B, A]: those next tokens."""
+    target_mask: mx.array
+    """bool[B, A]: False on padding."""
+    key: mx.array
+    """uint32[2]: the key of this step's dropout."""
+
+
+class StepResult(NamedTuple):
+    """What `train_step` returns; unpacks as `loss, metrics, grads`."""
+
+    loss: mx.array
+    metrics: dict[str, mx.array]
+    grads: Params
+
+
+class TrainState(NamedTuple):
+    """All that changes during training."""
+
+    params: Params
+    optimizer_state: dict[str, Any]
+    step: mx.array
+    """int32[]: updates done."""
+
+
+class Optimizer(NamedTuple):
+    """An optimizer as two pure functions."""
+
+    init: Callable[[Params], dict[str, Any]]
+    update: Callable[[Params, dict[str, Any], Params], tuple[Params, dict[str, Any]]]
+    """(grads, state, params) → (params, state)."""
