@@ -1,0 +1,1 @@
+"""Disk and network: bases, tokenizers, records, checkpoints, as plain data."""

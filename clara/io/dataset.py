@@ -1,0 +1,143 @@
+"""Shuffled, length-bucketed batches, each a function of (seed, step): a resumed run draws what it would have drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Literal, NamedTuple
+
+import mlx.core as mx
+import numpy as np
+from msgspec import Meta, Struct
+
+from clara.core.collate import collate
+from clara.core.types import Batch
+from clara.io.examples import Encoder, encode_record
+from clara.io.records import Record
+
+
+class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is learnt from, in which order and in which portions."""
+
+    data: Annotated[str, Meta(description="Training data: a JSON Lines file, or the built-in `sample`.")] = "sample"
+    heldout: Annotated[
+        str, Meta(description="Held-out data, likewise (`sample-heldout`); an empty string for none.")
+    ] = "sample-heldout"
+    batch_size: Annotated[int, Meta(ge=1, description="Examples of one optimizer step.")] = 128
+    accumulate: Annotated[
+        int,
+        Meta(ge=1, description="Micro-batches that a batch is cut into; saves memory, changes no result."),
+    ] = 1
+    max_tokens: Annotated[int, Meta(ge=8, description="Longest decoder row; questions are cut, never answers.")] = 1024
+    length_multiple: Annotated[int, Meta(ge=1, description="Lengths are padded to a multiple of this.")] = 32
+    qa_form: Annotated[
+        Literal["pairs", "turns"],
+        Meta(
+            description="pairs: one reply with all questions and answers; turns: each question asked, answers learnt."
+        ),
+    ] = "pairs"
+    autoencode_share: Annotated[
+        float, Meta(ge=0, le=1, description="Share of examples that repeat their document, at the start.")
+    ] = 0.0
+    autoencode_until: Annotated[
+        float, Meta(gt=0, le=1, description="Part of the run in which that share fades to zero.")
+    ] = 1.0
+    paraphrase_share: Annotated[
+        float,
+        Meta(ge=0, le=1, description="Share of examples that learn the paraphrase, of records that have one."),
+    ] = 0.0
+    seed: Annotated[int, Meta(ge=0, description="Seed of shuffling, task mixing, dropout and start values.")] = 0
+
+
+class StepBatch(NamedTuple):
+    """The data of one optimizer step."""
+
+    names: list[str]
+    """The records it was made of, for messages."""
+    batches: list[Batch]
+    """Its micro-batches."""
+    tokens: int
+    """Real tokens in it, documents and decoder rows together, padding not counted."""
+
+
+WINDOW = 16
+"""Batches whose records are sorted by length together: padding shrinks, order stays nearly random."""
+
+
+def epoch_plan(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Return the batches of an epoch as indices: shuffled, records of similar length together, in shuffled order.
+
+    Every batch is full; records left over wait for another epoch's shuffle.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    batches: list[list[int]] = []
+    for start in range(0, len(order), WINDOW * batch_size):
+        window = sorted(order[start : start + WINDOW * batch_size].tolist(), key=lambda i: lengths[i])
+        full = [window[i : i + batch_size] for i in range(0, len(window) - batch_size + 1, batch_size)]
+        batches += full
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+def choose_task(record: Record, config: DataConfig, draw: float, progress: float) -> str:
+    """Return the task of an example: draw and progress (part of the run that is done) lie in [0, 1)."""
+    autoencode = config.autoencode_share * max(0.0, 1 - progress / config.autoencode_until)
+    if draw < autoencode:
+        return "autoencode"
+    if record.paraphrase is not None and draw < autoencode + config.paraphrase_share * (1 - autoencode):
+        return "paraphrase"
+    return record.data_type
+
+
+def training_batches(
+    records: Sequence[Record], encoder: Encoder, config: DataConfig, total_steps: int, start: int = 0
+) -> Iterator[StepBatch]:
+    """Yield the batches of steps start ≤ step < total_steps."""
+    size = min(config.batch_size, len(records))
+    lengths = [sum(map(len, record.docs)) for record in records]
+    per_epoch = len(epoch_plan(lengths, size, config.seed, 0))
+    plan: list[list[int]] = []
+    for step in range(start, total_steps):
+        epoch, place = divmod(step, per_epoch)
+        if not plan or place == 0:
+            plan = epoch_plan(lengths, size, config.seed, epoch)
+        yield step_batch([records[i] for i in plan[place]], encoder, config, step, total_steps, epoch)
+
+
+def step_batch(
+    records: Sequence[Record], encoder: Encoder, config: DataConfig, step: int, total_steps: int, turn: int
+) -> StepBatch:
+    """Return the records of one step as micro-batches; tasks and dropout keys come from (seed, step)."""
+    draws = np.random.default_rng([config.seed, 1, step]).random(len(records))
+    examples = [
+        encode_record(encoder, record, choose_task(record, config, draw, step / total_steps), turn, config.qa_form)
+        for record, draw in zip(records, draws, strict=True)
+    ]
+    parts = np.array_split(np.arange(len(examples)), min(config.accumulate, len(examples)))
+    keys = mx.random.split(mx.random.key(config.seed * 2**32 + step), len(parts))
+    batches = [
+        collate([examples[i] for i in part], encoder.layout, keys[j], config.length_multiple)
+        for j, part in enumerate(parts)
+    ]
+    tokens = sum(len(e.tokens) + sum(map(len, e.documents)) for e in examples)
+    return StepBatch([example.name for example in examples], batches, tokens)
+
+
+def check_records(records: Sequence[Record], encoder: Encoder, config: DataConfig) -> None:
+    """Encode every record once. Raises ClaraError, naming the record, for one that cannot be trained on."""
+    for record in records:
+        encode_record(encoder, record, record.data_type, form=config.qa_form)
+        if config.paraphrase_share and record.paraphrase is not None:
+            encode_record(encoder, record, "paraphrase")
+        if config.autoencode_share:
+            encode_record(encoder, record, "autoencode")
+
+
+def evaluation_batches(
+    records: Sequence[Record], encoder: Encoder, config: DataConfig, batch_size: int, form: str = "turns"
+) -> Iterator[Batch]:
+    """Yield all records once under their own task, shortest first, in batches of at least two where there are two."""
+    order = sorted(range(len(records)), key=lambda i: sum(map(len, records[i].docs)))
+    count = max(len(order) // max(batch_size, 2), 1)
+    for part in np.array_split(np.array(order), count):
+        examples = [encode_record(encoder, records[i], records[i].data_type, form=form) for i in part]
+        yield collate(examples, encoder.layout, mx.random.key(0), config.length_multiple)

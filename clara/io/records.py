@@ -1,0 +1,134 @@
+"""Training and evaluation data as typed JSON Lines; a bad record is refused with its file and line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from clara.core.prompts import TASKS
+from clara.io.errors import ClaraError
+
+BUILTIN = {"sample": "sample_train.jsonl", "sample-heldout": "sample_heldout.jsonl"}
+"""Data that comes with the package, by the name that `--data` takes."""
+
+
+class Record(Struct, frozen=True, kw_only=True):
+    """One line of data. Further fields are allowed and ignored, so that records can carry their own notes."""
+
+    docs: list[str]
+    """The documents; `pretrain` takes exactly one."""
+    data_type: str = "qa"
+    """The task: qa, paraphrase or autoencode."""
+    question: list[str] | str = []
+    """Questions, or one question."""
+    answers: list[str] = []
+    """One answer for each question; for `paraphrase`, the paraphrase."""
+    answer: str | None = None
+    """The answer where there is one question."""
+    paraphrase: str | None = None
+    """The document in other words: a second task in the same record."""
+    id: str | None = None
+    """A name for logs; file and line where it is missing."""
+
+    @property
+    def questions(self) -> list[str]:
+        """The questions as a list."""
+        return [self.question] if isinstance(self.question, str) else self.question
+
+    @property
+    def replies(self) -> list[str]:
+        """The answers as a list, whichever field holds them."""
+        return self.answers or ([self.answer] if self.answer is not None else [])
+
+
+def read_records(source: str) -> list[Record]:
+    """Return all records of a JSON Lines file or of a built-in set ("sample", "sample-heldout"), each checked.
+
+    Raises ClaraError with file and line for the first bad line: invalid UTF-8 or JSON, a wrong or missing field, an
+    unknown task, an empty document, answers that do not match their questions; and for a missing or empty file.
+    """
+    records = [record for record in _lines(data_path(source))]
+    if not records:
+        raise ClaraError(f"{source}: no records; wanted JSON Lines, one record a line")
+    return records
+
+
+def data_path(source: str) -> Path:
+    """Return the file that a `--data` value names. Raises ClaraError where there is none."""
+    if source in BUILTIN:
+        return Path(str(files("clara.io") / "data" / BUILTIN[source]))
+    path = Path(source).expanduser()
+    if not path.is_file():
+        what = "is a folder" if path.is_dir() else "does not exist"
+        raise ClaraError(f"{source}: {what}; wanted a JSON Lines file or one of {', '.join(BUILTIN)}")
+    return path
+
+
+def _lines(path: Path) -> Iterator[Record]:
+    """Yield the records of a file; blank lines are skipped."""
+    decoder = msgspec.json.Decoder(Record)
+    try:
+        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
+    for number, line in enumerate(raw.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}:{number}"
+        try:
+            line.decode("utf-8")
+            record = decoder.decode(line)
+        except UnicodeDecodeError as error:
+            raise ClaraError(f"{where}: invalid UTF-8 at byte {error.start} of the line") from error
+        except msgspec.ValidationError as error:
+            raise ClaraError(f"{where}: {error}") from error
+        except msgspec.DecodeError as error:
+            raise ClaraError(f"{where}: not a JSON object on one line: {error}") from error
+        if problem := fault(record):
+            raise ClaraError(f"{where}: {problem}")
+        yield record if record.id else msgspec.structs.replace(record, id=f"{path.name}:{number}")
+
+
+def fault(record: Record) -> str | None:
+    """Return what is wrong with a record, or None."""
+    if record.data_type not in TASKS:
+        return f"data_type is {record.data_type!r}; wanted one of {', '.join(TASKS)}"
+    if not record.docs:
+        return "docs is empty; wanted at least one document"
+    texts = {"docs": record.docs, "question": record.questions, "answers": record.replies}
+    if record.paraphrase is not None:
+        texts["paraphrase"] = [record.paraphrase]
+    for field, values in texts.items():
+        for i, text in enumerate(values):
+            if not text.strip():
+                return f"{field}[{i}] is empty; wanted text"
+    if record.answers and record.answer is not None and record.answer not in record.answers:
+        return "answer is none of answers; give one of the two fields"
+    return {"qa": questions_fault, "paraphrase": paraphrase_fault}.get(record.data_type, lambda _: None)(record)
+
+
+def questions_fault(record: Record) -> str | None:
+    """Return what is wrong with the questions and answers of a qa record, or None."""
+    questions, replies = record.questions, record.replies
+    if not questions:
+        return "question is missing; a qa record wants at least one"
+    if len(questions) != len(replies):
+        return f"{len(questions)} questions but {len(replies)} answers; wanted one answer for each question"
+    return None
+
+
+def paraphrase_fault(record: Record) -> str | None:
+    """Return what is wrong with the reply of a paraphrase record, or None."""
+    count = len(record.replies) + (record.paraphrase is not None)
+    return None if count == 1 else f"{count} paraphrases; a paraphrase record wants one, as answers or paraphrase"
+
+
+def require_one_document(records: list[Record]) -> None:
+    """Raise ClaraError, naming the record, unless each holds exactly one document, as stage `pretrain` wants."""
+    for record in records:
+        if len(record.docs) != 1:
+            raise ClaraError(f"record {record.id}: {len(record.docs)} documents; stage pretrain wants exactly one")
