@@ -79,9 +79,9 @@ def adapted_linears(module: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def linear_shape(linear: nn.Module) -> tuple[int, int]:
-    """Return (in, out) of a linear layer, quantised or not."""
+    """Return (in, out) of a linear layer, or (D, V) of an embedding table, quantised or not."""
     out, columns = linear.weight.shape
-    return (columns * 32 // linear.bits if isinstance(linear, nn.QuantizedLinear) else columns), out
+    return (columns * 32 // linear.bits if hasattr(linear, "bits") else columns), out
 
 
 def share(node: Any, substitutes: Mapping[str, nn.Module], path: str = "") -> Any:

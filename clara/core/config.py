@@ -43,7 +43,7 @@ class MemoryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     anchored: Annotated[
         bool, Meta(description="Add to each memory vector the mean embedding of its part of the document.")
     ] = False
-    anchor_gain: Annotated[float, Meta(gt=0, description="Start value of the trained gain of anchored memory.")] = 0.3
+    anchor_gain: Annotated[float, Meta(gt=0, description="Start value of the trained gain of anchored memory.")] = 0.01
 
     def __post_init__(self) -> None:
         if self.compression_rate > self.doc_max_tokens:

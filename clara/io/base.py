@@ -17,6 +17,7 @@ from mlx_lm import utils as mlx_lm_utils
 from mlx_lm.models.mla import MultiLinear, QuantizedMultiLinear
 from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 
+from clara.core.measure import storage_formats
 from clara.io.download import BUILTIN, fetch_builtin
 from clara.io.errors import ClaraError
 from clara.io.gguf import load_gguf
@@ -41,6 +42,8 @@ class LoadedBase(NamedTuple):
     name: str
     config: dict[str, Any]
     fingerprint: str
+    formats: tuple[str, ...]
+    """How the weights are stored, before any dequantising: "bfloat16", "4 bits, groups of 64, affine"."""
 
 
 def load_base(
@@ -57,6 +60,7 @@ def load_base(
     on_cpu = mx.default_device() == mx.cpu
     path = locate_base(name, progress)
     module, config, tokenizer = _load_file(path) if path.is_file() else _load_folder(path)
+    formats = storage_formats(module)
     if dtype is None and on_cpu:
         dtype = mx.float32
     if on_cpu if dequantize is None else dequantize:
@@ -67,7 +71,7 @@ def load_base(
     module.freeze()
     module.eval()
     mx.eval(module.parameters())
-    return LoadedBase(module, tokenizer, name, config, fingerprint(path))
+    return LoadedBase(module, tokenizer, name, config, fingerprint(path), formats)
 
 
 def locate_base(name: str, progress: bool = True) -> Path:

@@ -24,7 +24,7 @@ RENAMED = {f"scipy_cblas_{kind}gemm": f"cblas_{kind}gemm" for kind in "sdc"}
 """The three products that MLX calls: the package's OpenBLAS has every name with a prefix, to keep out of the way."""
 
 SLOW = "MLX's reference BLAS, slow: pip install 'clara-mlx[cpu]', and import clara before mlx"
-TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3
+TRIM_THRESHOLD, TOP_PAD, MMAP_MAX = -1, -2, -4
 
 
 @functools.cache
@@ -55,7 +55,7 @@ def keep_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except AttributeError:
         return
-    for parameter, size in ((MMAP_THRESHOLD, 2**31 - 1), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 2**26)):
+    for parameter, size in ((MMAP_MAX, 0), (TRIM_THRESHOLD, 2**31 - 1), (TOP_PAD, 2**26)):
         mallopt(parameter, size)
 
 
