@@ -89,20 +89,25 @@ def prepare(options: Options, checkpoint: Checkpoint | None) -> Job:
 
 
 def run_folder(options: Options, resuming: bool) -> Path:
-    """Return the run's folder, made if it is new. Raises ClaraError where another run is in it."""
+    """Return the run's folder, not made yet. Raises ClaraError where another run is in it."""
     folder = Path(options.run or f"runs/{time.strftime('%Y%m%d-%H%M%S')}-{options.stage}").expanduser()
     if not resuming and checkpoints(folder / "checkpoints"):
         raise ClaraError(f"{folder}: holds a run already; go on with it by --resume {folder}, or give another --run")
+    return folder
+
+
+def make_folder(folder: Path) -> None:
+    """Make the run's folder. Raises ClaraError where that cannot be."""
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ClaraError(f"{folder}: cannot be made ({error.strerror}); give another --run") from error
-    return folder
 
 
 def train(job: Job) -> int:
     """Run the steps of a job, save, and show what was learnt."""
     options, metrics = job.options, job.folder / "metrics.jsonl"
+    make_folder(job.folder)
     write_atomic(job.folder / "config.json", msgspec.json.format(msgspec.json.encode(options)) + b"\n")
     drop_events_from(metrics, job.start)
     state = job.state

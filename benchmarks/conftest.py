@@ -1,0 +1,17 @@
+"""`--size tiny` (seconds on any machine, random weights) or `--size smollm2` (the shape of the built-in base)."""
+
+from __future__ import annotations
+
+import clara  # noqa: F401  # isort: skip  (its BLAS has to be there before MLX)
+
+import pytest
+from shapes import SIZES, Setup, make_setup
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--size", choices=sorted(SIZES), default="tiny", help="shapes to benchmark")
+
+
+@pytest.fixture(scope="session")
+def setup(request: pytest.FixtureRequest) -> Setup:
+    return make_setup(SIZES[request.config.getoption("--size")])
