@@ -60,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ClaraError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("\nstopped at once; what was saved before is intact", file=sys.stderr)
+        return 130
 
 
 def prepare(options: Options, checkpoint: Checkpoint | None) -> Job:
@@ -111,12 +114,12 @@ def train(job: Job) -> int:
     write_atomic(job.folder / "config.json", msgspec.json.format(msgspec.json.encode(options)) + b"\n")
     drop_events_from(metrics, job.start)
     state = job.state
-    if job.start == 0:
-        measure(job, state, 0)
     batches = training_batches(job.records, job.session.encoder, options.data, options.steps, job.start)
     seconds: list[float] = []
     saved = job.start
     with interruptible() as interrupted:
+        if job.start == 0:
+            measure(job, state, 0)
         for step in training_steps(job.update, state, batches):
             state = step.state
             seconds.append(step.seconds)
@@ -126,7 +129,7 @@ def train(job: Job) -> int:
                 saved = save(job, state)
             if last or due(step.number, options.eval_every):
                 measure(job, state, step.number)
-            if interrupted():
+            if interrupted() and not last:
                 print(f"interrupted; saved step {saved}. Go on with: {COMMAND} --resume {job.folder}")
                 return 130
     draw(job)
