@@ -124,7 +124,7 @@ def bind(
     if unknown := [path for path in adapter if not isinstance(linears.get(path), LINEARS)]:
         raise ValueError(f"the adapter names {unknown[0]!r}, which is no linear layer of this base")
     keys = mx.random.split(key, len(adapter)) if key is not None and dropout and adapter else None
-    drop = {path: None if keys is None else keys[i] for i, path in enumerate(adapter)}
+    drop = {path: None if keys is None else keys[i] for i, path in enumerate(sorted(adapter))}
 
     def adapted(pairs: Adapter) -> dict[str, nn.Module]:
         def call(path: str) -> Callable[..., mx.array]:
@@ -162,7 +162,8 @@ def hidden_states(module: nn.Module, embeddings: mx.array, adapter: Adapter | No
 
     Causal, positions from 0; no vocabulary logits. `how` as in `bind`.
     """
-    bound = bind(module, adapter, embed=lambda _: embeddings, **how)
+    # Some architectures scale their embeddings in place: they get an array object of their own.
+    bound = bind(module, adapter, embed=lambda _: embeddings.astype(embeddings.dtype), **how)
     body = part_of(bound, anatomy(module).body)
     return body(mx.zeros(embeddings.shape[:2], dtype=mx.int32))
 

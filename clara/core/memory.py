@@ -31,6 +31,8 @@ def place_memory(embeddings: mx.array, memory: mx.array, slots: mx.array) -> mx.
 
     embeddings: float[B, T, D]; memory: float[..., D], any leading axes; slots: int32[B, T], −1 keeps the embedding.
     """
+    if memory.size == 0:
+        return embeddings
     rows = memory.reshape(-1, memory.shape[-1])[mx.maximum(slots, 0)]
     return mx.where(slots[..., None] >= 0, rows.astype(embeddings.dtype), embeddings)
 

@@ -1,0 +1,213 @@
+"""Token lists to arrays: no answer token is ever lost, slots keep to their own documents, padding changes nothing."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tiny import tiny_layout
+
+from clara.core.collate import (
+    ANSWER,
+    FIXED,
+    INPUT,
+    Example,
+    bucket,
+    collate,
+    document_slot_ids,
+    frame_document,
+    pad,
+    truncate,
+)
+from clara.core.memory import slot_index
+from clara.core.types import Batch
+
+LAYOUT = tiny_layout()
+COUNT, FIRST = LAYOUT.num_memory_tokens, LAYOUT.first_slot
+Part = tuple[tuple[int, ...], int]
+
+ordinary = st.integers(1, LAYOUT.vocab_size - 1)
+multiples = st.sampled_from([1, 3, 8, 32])
+
+
+@st.composite
+def examples(draw: st.DrawFn, fewest_documents: int = 0) -> Example:
+    """Draws documents, their slots and runs of tokens in any order of roles, as in a conversation of several turns."""
+    texts = draw(st.lists(st.lists(ordinary, min_size=1, max_size=6), min_size=fewest_documents, max_size=3))
+    parts: list[Part] = [((1,), FIXED)]
+    for i in range(len(texts)):
+        parts.append((document_slot_ids(i, LAYOUT), FIXED))
+        parts += [(tuple(part), role) for part, role in draw(runs)]
+    parts += [(tuple(part), role) for part, role in draw(runs)]
+    tokens = tuple(token for part, _ in parts for token in part)
+    roles = tuple(role for part, role in parts for _ in part)
+    return Example("drawn", tuple(map(tuple, texts)), tokens, roles)
+
+
+runs = st.lists(
+    st.tuples(st.lists(ordinary, min_size=1, max_size=5), st.sampled_from([FIXED, INPUT, ANSWER])), max_size=3
+)
+batches_of_examples = st.builds(
+    lambda first, others: [first, *others], examples(fewest_documents=1), st.lists(examples(), max_size=4)
+)
+
+
+def collated(chosen: list[Example], multiple: int) -> Batch:
+    return collate(chosen, LAYOUT, mx.random.key(0), multiple)
+
+
+def tokens_of_role(example: Example, role: int) -> list[int]:
+    return [token for token, own in zip(example.tokens, example.roles, strict=True) if own == role]
+
+
+@given(batches_of_examples, multiples)
+def test_targets_are_all_answer_tokens_in_order(chosen: list[Example], multiple: int) -> None:
+    batch = collated(chosen, multiple)
+    kept = [np.array(row)[np.array(mask)].tolist() for row, mask in zip(batch.targets, batch.target_mask, strict=True)]
+    assert kept == [tokens_of_role(example, ANSWER) for example in chosen]
+
+
+@given(batches_of_examples, multiples)
+def test_each_target_is_the_token_after_its_index(chosen: list[Example], multiple: int) -> None:
+    batch = collated(chosen, multiple)
+    mask = np.array(batch.target_mask)
+    following = np.take_along_axis(np.array(batch.tokens), (np.array(batch.target_index) + 1) * mask, axis=1)
+    np.testing.assert_array_equal(following[mask], np.array(batch.targets)[mask])
+
+
+@given(batches_of_examples, multiples)
+def test_each_index_stands_before_an_answer_token(chosen: list[Example], multiple: int) -> None:
+    batch = collated(chosen, multiple)
+    mask = np.array(batch.target_mask)
+    places = [(row[keep] + 1).tolist() for row, keep in zip(np.array(batch.target_index), mask, strict=True)]
+    assert places == [[i for i, role in enumerate(example.roles) if role == ANSWER] for example in chosen]
+
+
+@given(batches_of_examples, multiples)
+def test_rows_hold_their_tokens_from_the_left_and_zeros_after(chosen: list[Example], multiple: int) -> None:
+    rows = np.array(collated(chosen, multiple).tokens)
+    for row, example in zip(rows, chosen, strict=True):
+        own = np.array(example.tokens)
+        np.testing.assert_array_equal(row[: len(own)][own < FIRST], own[own < FIRST])
+        assert not row[len(own) :].any()
+
+
+@given(batches_of_examples, multiples)
+def test_slots_of_an_example_read_its_own_documents(chosen: list[Example], multiple: int) -> None:
+    batch = collated(chosen, multiple)
+    slots, documents = np.array(slot_index(batch.tokens, FIRST)), np.array(batch.documents.tokens)
+    lengths = batch.documents.lengths.tolist()
+    for row, example in zip(slots, chosen, strict=True):
+        taken = row[row >= 0].reshape(-1, COUNT)
+        np.testing.assert_array_equal(taken % COUNT, np.tile(np.arange(COUNT), (len(example.documents), 1)))
+        read = [tuple(documents[n, : lengths[n]].tolist()) for n in taken[:, 0] // COUNT]
+        assert read == list(example.documents)
+
+
+@given(batches_of_examples, multiples)
+def test_rows_of_documents_depend_on_the_largest_number_alone(chosen: list[Example], multiple: int) -> None:
+    documents = collated(chosen, multiple).documents
+    real = sum(len(example.documents) for example in chosen)
+    rows = len(chosen) * max(len(example.documents) for example in chosen)
+    assert documents.tokens.shape[0] == rows
+    assert [length > 0 for length in documents.lengths.tolist()] == [True] * real + [False] * (rows - real)
+
+
+@given(batches_of_examples, multiples)
+def test_every_document_has_room_for_its_memory(chosen: list[Example], multiple: int) -> None:
+    documents = collated(chosen, multiple).documents
+    assert documents.lengths.max().item() + COUNT <= documents.tokens.shape[1]
+
+
+@given(batches_of_examples, multiples)
+def test_every_length_is_the_next_multiple(chosen: list[Example], multiple: int) -> None:
+    batch = collated(chosen, multiple)
+    longest = [
+        max(len(document) for example in chosen for document in example.documents) + COUNT,
+        max(len(example.tokens) for example in chosen),
+        max(max(len(tokens_of_role(example, ANSWER)) for example in chosen), 1),
+    ]
+    widths = [batch.documents.tokens.shape[1], batch.tokens.shape[1], batch.targets.shape[1]]
+    assert widths == [-(-length // multiple) * multiple for length in longest]
+
+
+@given(batches_of_examples, multiples)
+def test_a_multiple_adds_padding_and_nothing_else(chosen: list[Example], multiple: int) -> None:
+    tight, wide = collated(chosen, 1), collated(chosen, multiple)
+    assert wide.documents.lengths.tolist() == tight.documents.lengths.tolist()
+    arrays = [(tight.documents.tokens, wide.documents.tokens), *zip(tight[1:5], wide[1:5], strict=True)]
+    for small, large in arrays:
+        height, width = small.shape
+        np.testing.assert_array_equal(np.array(large)[:, :width], np.array(small))
+        assert large.shape[0] == height
+        assert not np.array(large)[:, width:].any()
+
+
+def test_index_arrays_are_int32() -> None:
+    batch = collated([Example("one", ((5,),), (1, 9), (FIXED, ANSWER))], 8)
+    arrays = [*batch.documents, batch.tokens, batch.target_index, batch.targets]
+    assert [array.dtype for array in arrays] == [mx.int32] * 5
+
+
+def test_the_key_goes_with_the_batch() -> None:
+    key = mx.random.key(77)
+    assert collate([Example("one", ((5,),), (1, 9), (FIXED, ANSWER))], LAYOUT, key).key is key
+
+
+limits = st.integers(1, 40)
+
+
+@given(examples(), limits)
+def test_truncate_drops_input_tokens_only_and_the_earliest_first(example: Example, limit: int) -> None:
+    fixed = [(t, r) for t, r in zip(example.tokens, example.roles, strict=True) if r != INPUT]
+    assume(len(fixed) <= limit)
+    cut = truncate(example, limit)
+    inputs = tokens_of_role(example, INPUT)
+    assert [(t, r) for t, r in zip(cut.tokens, cut.roles, strict=True) if r != INPUT] == fixed
+    assert tokens_of_role(cut, INPUT) == inputs[len(inputs) - (min(limit, len(example.tokens)) - len(fixed)) :]
+
+
+@given(examples(), limits)
+def test_truncate_keeps_what_stays_in_its_order(example: Example, limit: int) -> None:
+    numbered = example._replace(tokens=tuple(range(len(example.tokens))))
+    assume(len(example.tokens) - example.roles.count(INPUT) <= limit)
+    cut = truncate(numbered, limit)
+    assert list(cut.tokens) == sorted(cut.tokens)
+    assert [example.roles[i] for i in cut.tokens] == list(cut.roles)
+
+
+@given(examples())
+def test_truncate_leaves_an_example_that_fits_as_it_is(example: Example) -> None:
+    assert truncate(example, len(example.tokens)) == example
+
+
+@given(examples(), limits)
+def test_truncate_fails_by_name_where_no_input_is_left_to_drop(example: Example, limit: int) -> None:
+    kept = len(example.tokens) - example.roles.count(INPUT)
+    assume(kept > limit)
+    with pytest.raises(ValueError, match=f"record 17: .* take {kept} tokens.*max_tokens {limit};"):
+        truncate(example._replace(name="record 17"), limit)
+
+
+@given(st.integers(0, 500), st.integers(1, 64))
+def test_bucket_is_the_smallest_multiple_that_holds_the_length(length: int, multiple: int) -> None:
+    size = bucket(length, multiple)
+    assert size % multiple == 0
+    assert size >= max(length, 1)
+    assert size - multiple < max(length, 1)
+
+
+@given(st.lists(ordinary, max_size=9), st.integers(1, 9))
+def test_frame_document_cuts_the_text_and_never_the_frame(ids: list[int], limit: int) -> None:
+    assert frame_document(ids, LAYOUT, limit) == (LAYOUT.enc_id, 1, *ids[:limit], 2)
+
+
+def test_document_slot_ids_count_on_from_document_to_document() -> None:
+    assert document_slot_ids(0, LAYOUT) == (FIRST, FIRST + 1, FIRST + 2, FIRST + 3, LAYOUT.sep_id)
+    assert document_slot_ids(2, LAYOUT) == (FIRST + 8, FIRST + 9, FIRST + 10, FIRST + 11, LAYOUT.sep_id)
+
+
+def test_pad_fills_with_zeros_to_the_right_and_below() -> None:
+    assert pad([[1, 2], [], [3]], 4, 3).tolist() == [[1, 2, 0], [0, 0, 0], [3, 0, 0], [0, 0, 0]]

@@ -1,0 +1,316 @@
+"""The losses of a stage are those of its examples one by one, and do not depend on how they are padded or batched."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import numpy as np
+import pytest
+from mlx.utils import tree_map
+from tiny import (
+    HIDDEN,
+    MEMORY_TOKENS,
+    VOCABULARY,
+    as_numpy,
+    assert_close,
+    assert_same,
+    difference,
+    normal,
+    tiny_base,
+    tiny_batch,
+    tiny_config,
+    tiny_example,
+    tiny_params,
+)
+
+from clara.core.bind import head, hidden_states
+from clara.core.collate import ANSWER, Example
+from clara.core.compress import Compressed, compress, embed
+from clara.core.config import ComputeConfig, LossConfig, StepConfig
+from clara.core.memory import slot_index
+from clara.core.stages import pretrain_counts, pretrain_terms
+from clara.core.types import Adapter, Base, Batch, Documents, Params, Term
+
+EXAMPLES = (
+    tiny_example(0, (9,), 4),
+    tiny_example(1, (12, 3, 1), 9, 0),
+    tiny_example(2, (5, 12), 1, 6),
+)
+SILENT = tiny_example(3, (7,), answer=0)
+TERMS = {"next_token", "alignment"}
+
+
+def weighted(terms: dict[str, Term]) -> mx.array:
+    """Return a loss that every term has a share in."""
+    return terms["next_token"][0] + 3 * terms["alignment"][0]
+
+
+def terms_and_gradient(base: Base, config: StepConfig, params: Params, batch: Batch) -> tuple[Any, Params]:
+    def loss(params: Params) -> tuple[mx.array, dict[str, Term]]:
+        terms = pretrain_terms(base, config, params, batch)
+        return weighted(terms), terms
+
+    (_, terms), grads = mx.value_and_grad(loss)(params)
+    return terms, grads
+
+
+def total_of(parts: list[dict[str, Term]]) -> dict[str, list[float]]:
+    """Return the sums and counts of several batches, added up in float64."""
+    return {name: [sum(part[name][i].item() for part in parts) for i in (0, 1)] for name in TERMS}
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize(("model_type", "quantized"), [("llama", False), ("llama", True), ("gemma3_text", False)])
+@pytest.mark.parametrize("multiple", [8, 64])
+def test_padding_changes_neither_a_loss_nor_a_gradient(
+    model_type: str, quantized: bool, anchored: bool, multiple: int
+) -> None:
+    base, config = tiny_base(model_type, quantized), tiny_config(anchored=anchored)
+    params = tiny_params(base, config)
+    terms, grads = terms_and_gradient(base, config, params, tiny_batch(*EXAMPLES, multiple=multiple))
+    expected, expected_grads = terms_and_gradient(base, config, params, tiny_batch(*EXAMPLES, multiple=1))
+    assert_close(terms, expected, 1e-6)
+    assert_close(grads, expected_grads, 1e-5)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_a_batch_of_different_numbers_of_documents_is_its_examples_one_by_one(model_type: str, anchored: bool) -> None:
+    base, config = tiny_base(model_type), tiny_config(anchored=anchored)
+    params = tiny_params(base, config)
+    whole = pretrain_terms(base, config, params, tiny_batch(*EXAMPLES))
+    alone = [pretrain_terms(base, config, params, tiny_batch(example, multiple=1)) for example in EXAMPLES]
+    expected = total_of(alone)
+    assert {name: count.item() for name, (_, count) in whole.items()} == {n: e[1] for n, e in expected.items()}
+    for name, (total, _) in whole.items():
+        assert total.item() == pytest.approx(expected[name][0], rel=2e-6)
+
+
+def test_the_order_of_examples_does_not_count() -> None:
+    base, config = tiny_base(), tiny_config()
+    params = tiny_params(base, config)
+    expected = terms_and_gradient(base, config, params, tiny_batch(*EXAMPLES))
+    assert_close(terms_and_gradient(base, config, params, tiny_batch(*EXAMPLES[::-1])), expected, 1e-5)
+
+
+def naive_next_token(base: Base, config: StepConfig, params: Params, example: Example) -> float:
+    """Return the summed answer loss of one example: rows taken one at a time, softmax in numpy."""
+    memory = [as_numpy(naive_compress(base, config, params, document).memory[0]) for document in example.documents]
+    vectors, first = np.concatenate(memory), base.layout.first_slot
+    table = as_numpy(embed(base, mx.arange(VOCABULARY + 2)[None])[0])
+    rows = np.array([vectors[token - first] if token >= first else table[token] for token in example.tokens])
+    hidden = hidden_states(
+        base.module,
+        mx.array(rows[None].astype(np.float32)),
+        params["adapters"]["generator"],
+        scale=config.lora.scale,
+    )
+    logits = as_numpy(head(base.module)(hidden)[0])
+    if base.head_rows is not None:
+        logits = np.concatenate([logits, as_numpy(hidden[0]) @ as_numpy(base.head_rows).T], axis=-1)
+    log_probabilities = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+    places = [i for i, role in enumerate(example.roles) if role == ANSWER]
+    return float(-sum(log_probabilities[i - 1, example.tokens[i]] for i in places))
+
+
+def naive_compress(base: Base, config: StepConfig, params: Params, document: tuple[int, ...]) -> Compressed:
+    """Return one document's memory and means without padding, straight from the definition."""
+    inputs = as_numpy(embed(base, mx.array([document]))[0])
+    memory_inputs, anchor = as_numpy(params["memory_embeddings"]), np.zeros((MEMORY_TOKENS, HIDDEN))
+    text = inputs[2:-1]
+    if config.memory.anchored and len(text):
+        for j in range(MEMORY_TOKENS):
+            first = j * len(text) // MEMORY_TOKENS
+            anchor[j] = text[first : max((j + 1) * len(text) // MEMORY_TOKENS, first + 1)].mean(axis=0)
+    rows = np.concatenate([inputs, memory_inputs + anchor])
+    hidden = as_numpy(
+        hidden_states(
+            base.module,
+            mx.array(rows[None].astype(np.float32)),
+            params["adapters"]["compressor"],
+            scale=config.lora.scale,
+        )[0]
+    )
+    memory = states = hidden[len(document) :]
+    if config.memory.anchored:
+        gain = as_numpy(params["anchor_gain"]) * base.embedding_rms.item()
+        memory = anchor + gain * states / np.sqrt((states**2).mean(axis=-1, keepdims=True) + 1e-6)
+    values = memory[None], states.mean(axis=0)[None], hidden[: len(document)].mean(axis=0)[None]
+    return Compressed(*(mx.array(value.astype(np.float32)) for value in values))
+
+
+@pytest.mark.parametrize("extra_rows", [0, 3])
+@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("model_type", ["llama", "gemma2"])
+def test_the_next_token_term_equals_a_plain_loop(model_type: str, anchored: bool, extra_rows: int) -> None:
+    base, config = tiny_base(model_type), tiny_config(anchored=anchored)
+    if extra_rows:
+        base = base._replace(head_rows=0.3 * normal(np.random.default_rng(5), extra_rows, HIDDEN))
+    params = tiny_params(base, config)
+    total, count = pretrain_terms(base, config, params, tiny_batch(*EXAMPLES))["next_token"]
+    expected = sum(naive_next_token(base, config, params, example) for example in EXAMPLES)
+    assert total.item() == pytest.approx(expected, rel=1e-5)
+    assert count.item() == sum(example.roles.count(ANSWER) for example in EXAMPLES)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+def test_compressed_documents_equal_a_plain_loop(model_type: str, anchored: bool) -> None:
+    base, config = tiny_base(model_type), tiny_config(anchored=anchored)
+    params = tiny_params(base, config)
+    documents = [document for example in EXAMPLES for document in example.documents]
+    own = compress(base, config, params, tiny_batch(*EXAMPLES).documents)
+    for n, document in enumerate(documents):
+        expected = naive_compress(base, config, params, document)
+        assert_close([each[n : n + 1] for each in own], list(expected), 1e-5)
+
+
+@pytest.mark.parametrize("anchored", [False, True])
+def test_the_alignment_term_equals_a_plain_loop(anchored: bool) -> None:
+    base, config = tiny_base(), tiny_config(anchored=anchored)
+    params = tiny_params(base, config)
+    documents = [document for example in EXAMPLES for document in example.documents]
+    squares = []
+    for document in documents:
+        _, memory_mean, document_mean = naive_compress(base, config, params, document)
+        squares.append(((as_numpy(memory_mean) - as_numpy(document_mean)) ** 2).mean())
+    total, count = pretrain_terms(base, config, params, tiny_batch(*EXAMPLES))["alignment"]
+    assert total.item() == pytest.approx(sum(squares), rel=1e-5)
+    assert count.item() == len(documents)
+
+
+def test_filler_documents_stay_finite_and_reach_no_prompt() -> None:
+    base, config = tiny_base(), tiny_config(anchored=True)
+    params = tiny_params(base, config)
+    batch = tiny_batch(*EXAMPLES)
+    assert batch.documents.lengths.tolist()[-3:] == [0, 0, 0]
+    compressed = compress(base, config, params, batch.documents)
+    assert all(mx.isfinite(each).all().item() for each in compressed)
+    assert slot_index(batch.tokens, base.layout.first_slot).max().item() < 6 * MEMORY_TOKENS
+
+
+def test_embed_gives_table_rows_and_the_two_special_ones() -> None:
+    base = tiny_base()
+    layout = base.layout
+    own = embed(base, mx.array([[0, 5, layout.enc_id, layout.sep_id, 127]]))
+    table = base.module.model.embed_tokens.weight
+    assert_same(own[0], mx.stack([table[0], table[5], *base.special_embeddings, table[127]]))
+
+
+def test_slots_have_a_finite_embedding_before_memory_is_placed() -> None:
+    base = tiny_base()
+    assert mx.isfinite(embed(base, mx.arange(VOCABULARY, VOCABULARY + 50)[None])).all().item()
+
+
+def test_an_example_without_answers_adds_nothing_to_the_next_token_term() -> None:
+    base, config = tiny_base(), tiny_config(loss=LossConfig(alignment_weight=0.0))
+    params = tiny_params(base, config)
+
+    def run(*examples: Example) -> tuple[Any, Params]:
+        batch = tiny_batch(*examples)
+        return mx.value_and_grad(lambda p: pretrain_terms(base, config, p, batch)["next_token"])(params)
+
+    (total, count), grads = run(EXAMPLES[0], SILENT)
+    (expected, expected_count), expected_grads = run(EXAMPLES[0])
+    assert (total.item(), count.item()) == (pytest.approx(expected.item(), rel=1e-6), expected_count.item())
+    assert_close(grads, expected_grads, 1e-5)
+
+
+def test_a_batch_without_answers_has_zero_of_zero_and_a_zero_gradient() -> None:
+    base, config = tiny_base(), tiny_config(loss=LossConfig(alignment_weight=0.0))
+    params, batch = tiny_params(base, config), tiny_batch(SILENT)
+    (total, count), grads = mx.value_and_grad(lambda p: pretrain_terms(base, config, p, batch)["next_token"])(params)
+    assert (total.item(), count.item()) == (0.0, 0.0)
+    assert_close(grads, tree_map(mx.zeros_like, params), 0.0)
+
+
+@pytest.mark.parametrize("config", [tiny_config(), tiny_config(loss=LossConfig(next_token_weight=0.0))])
+def test_counts_from_the_batch_alone_are_those_of_the_terms(config: StepConfig) -> None:
+    base = tiny_base()
+    batch = tiny_batch(*EXAMPLES, SILENT)
+    counts = {
+        name: count for name, (_, count) in pretrain_terms(base, config, tiny_params(base, config), batch).items()
+    }
+    assert_same(pretrain_counts(config, batch), counts)
+
+
+@pytest.mark.parametrize(
+    ("loss", "names"),
+    [
+        (LossConfig(), TERMS),
+        (LossConfig(alignment_weight=0.0), {"next_token"}),
+        (LossConfig(next_token_weight=0.0), {"alignment"}),
+    ],
+)
+def test_a_weight_of_zero_leaves_its_term_out(loss: LossConfig, names: set[str]) -> None:
+    base, config = tiny_base(), tiny_config(loss=loss)
+    assert pretrain_terms(base, config, tiny_params(base, config), tiny_batch()).keys() == names
+    assert pretrain_counts(config, tiny_batch()).keys() == names
+
+
+def test_a_next_token_weight_of_zero_never_runs_the_generator() -> None:
+    base, config = tiny_base(), tiny_config(loss=LossConfig(next_token_weight=0.0))
+    params = tiny_params(base, config)
+    del params["adapters"]["generator"]
+    assert pretrain_terms(base, config, params, tiny_batch())["alignment"][0].item() > 0
+
+
+def test_the_answer_depends_on_the_documents() -> None:
+    base, config = tiny_base(), tiny_config()
+    params, batch = tiny_params(base, config), tiny_batch(EXAMPLES[0])
+    changed = mx.where(mx.arange(batch.documents.tokens.shape[1]) == 5, 99, batch.documents.tokens)
+    other = batch._replace(documents=Documents(changed, batch.documents.lengths))
+    first, second = (pretrain_terms(base, config, params, each)["next_token"][0].item() for each in (batch, other))
+    assert abs(first - second) > 1e-3
+
+
+@pytest.mark.parametrize("term", sorted(TERMS))
+def test_anchored_memory_has_gradients_where_it_should(term: str) -> None:
+    base, config = tiny_base(), tiny_config(anchored=True)
+    params, batch = tiny_params(base, config), tiny_batch(*EXAMPLES)
+    grads = mx.grad(lambda p: pretrain_terms(base, config, p, batch)[term][0])(params)
+    assert (mx.abs(grads["anchor_gain"]).min().item() > 0) == (term == "next_token")
+    assert mx.linalg.norm(grads["memory_embeddings"], axis=-1).min().item() > 0
+
+
+def test_compute_options_change_no_result() -> None:
+    base, plain = tiny_base(), tiny_config()
+    params, batch = tiny_params(base, plain), tiny_batch(*EXAMPLES)
+    thrifty = tiny_config(compute=ComputeConfig(grad_checkpoint=1, logits_chunk=5))
+    expected = terms_and_gradient(base, plain, params, batch)
+    assert_close(terms_and_gradient(base, thrifty, params, batch), expected, 1e-5)
+
+
+def test_dropout_changes_every_term_and_follows_the_key_of_the_batch() -> None:
+    base, config = tiny_base(), tiny_config(dropout=0.5)
+    params = tiny_params(base, config)
+    first, again, other = (pretrain_terms(base, config, params, tiny_batch(key=key)) for key in (1, 1, 2))
+    plain = pretrain_terms(base, tiny_config(), params, tiny_batch())
+    assert_same(first, again)
+    for name in TERMS:
+        assert difference(first[name][0], plain[name][0]) > 1e-3
+        assert difference(first[name][0], other[name][0]) > 1e-3
+
+
+def test_compressor_and_generator_have_dropout_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, config = tiny_base(), tiny_config(dropout=0.5)
+    params, batch, keys = tiny_params(base, config), tiny_batch(), []
+
+    def spy(module: nn.Module, embeddings: mx.array, adapter: Adapter, **how: Any) -> mx.array:
+        keys.append(how["key"].tolist())
+        return hidden_states(module, embeddings, adapter, **how)
+
+    monkeypatch.setattr("clara.core.stages.hidden_states", spy)
+    monkeypatch.setattr("clara.core.compress.hidden_states", spy)
+    pretrain_terms(base, config, params, batch)
+    assert len(keys) == 2
+    assert keys[0] != keys[1]
+
+
+def test_dropout_is_off_outside_of_training() -> None:
+    base = tiny_base()
+    params, batch = tiny_params(base, tiny_config()), tiny_batch()
+    dropping = pretrain_terms(base, tiny_config(dropout=0.5), params, batch, train=False)
+    assert_same(dropping, pretrain_terms(base, tiny_config(), params, batch))
