@@ -76,7 +76,7 @@ def unflatten(leaves: dict[str, mx.array]) -> dict[str, Any]:
 def read_tree(path: Path) -> dict[str, Any]:
     """Return the nested dicts of a safetensors file that `flatten` named."""
     leaves: Any = mx.load(str(path))
-    return unflatten(leaves)
+    return unflatten(dict(sorted(leaves.items())))
 
 
 def save_checkpoint(
@@ -105,8 +105,11 @@ def save_checkpoint(
     except (OSError, RuntimeError) as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise ClaraError(f"{target}: the checkpoint could not be written ({error}); older ones are intact") from error
-    for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old, ignore_errors=True)
+    # Later steps are those of an undone future: the run was resumed from before them.
+    *older, _ = [path for path in checkpoints(folder) if step_of(path) <= manifest.step]
+    later = [path for path in checkpoints(folder) if step_of(path) > manifest.step]
+    for path in (*older[: max(len(older) + 1 - keep, 0)], *later):
+        shutil.rmtree(path, ignore_errors=True)
     return target
 
 
@@ -115,7 +118,11 @@ def replace_folder(beside: Path, target: Path) -> None:
     if target.exists():
         gone = target.with_name(f".{target.name}.{os.getpid()}.old")
         os.replace(target, gone)
-        os.replace(beside, target)
+        try:
+            os.replace(beside, target)
+        except OSError:
+            os.replace(gone, target)
+            raise
         shutil.rmtree(gone, ignore_errors=True)
     else:
         os.replace(beside, target)
@@ -130,7 +137,13 @@ def digest(path: Path) -> str:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Return the checkpoints of a run, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if path.is_dir())
+    return sorted((path for path in folder.glob("step-*") if path.is_dir() and step_of(path) >= 0), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Return the step that a checkpoint's name states; −1 where it is no checkpoint's name."""
+    number = path.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else -1
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

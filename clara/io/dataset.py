@@ -11,7 +11,7 @@ from msgspec import Meta, Struct
 
 from clara.core.collate import collate
 from clara.core.types import Batch
-from clara.io.examples import Encoder, encode_record
+from clara.io.examples import Encoder, encode_record, turns
 from clara.io.records import Record
 
 
@@ -45,7 +45,9 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float,
         Meta(ge=0, le=1, description="Share of examples that learn the paraphrase, of records that have one."),
     ] = 0.0
-    seed: Annotated[int, Meta(ge=0, description="Seed of shuffling, task mixing, dropout and start values.")] = 0
+    seed: Annotated[
+        int, Meta(ge=0, lt=2**32, description="Seed of shuffling, task mixing, dropout and start values.")
+    ] = 0
 
 
 class StepBatch(NamedTuple):
@@ -123,11 +125,12 @@ def step_batch(
 
 
 def check_records(records: Sequence[Record], encoder: Encoder, config: DataConfig) -> None:
-    """Encode every record once. Raises ClaraError, naming the record, for one that cannot be trained on."""
+    """Encode every record in each of its forms. Raises ClaraError, naming the record, for one that does not fit."""
     for record in records:
-        encode_record(encoder, record, record.data_type, form=config.qa_form)
-        if config.paraphrase_share and record.paraphrase is not None:
-            encode_record(encoder, record, "paraphrase")
+        tasks = {record.data_type} | ({"paraphrase"} if config.paraphrase_share and record.paraphrase else set())
+        for task in sorted(tasks):
+            for turn in range(turns(record, task)):
+                encode_record(encoder, record, task, turn, config.qa_form)
         if config.autoencode_share:
             encode_record(encoder, record, "autoencode")
 

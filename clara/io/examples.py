@@ -89,6 +89,11 @@ def encode_record(encoder: Encoder, record: Record, task: str, turn: int = 0, fo
     return _fit(encoder, example)
 
 
+def turns(record: Record, task: str) -> int:
+    """Return after how many turns `encode_record` repeats itself."""
+    return {"qa": len(record.questions), "paraphrase": len(prompts.PARAPHRASES)}.get(task, 1)
+
+
 def _turns(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], form: str) -> list[Turn]:
     """Return question-answer pairs as turns of a conversation."""
     if form == "pairs":

@@ -1,0 +1,327 @@
+"""Batches: each a function of (seed, step), every record in its turn, lengths together, and a resumed run alike."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import mlx.core as mx
+import msgspec
+import numpy as np
+import pytest
+from folders import tiny_encoder, tiny_tokenizer, write_records
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+
+from clara.core.types import Batch
+from clara.io.dataset import (
+    WINDOW,
+    DataConfig,
+    StepBatch,
+    check_records,
+    choose_task,
+    epoch_plan,
+    evaluation_batches,
+    training_batches,
+)
+from clara.io.errors import ClaraError
+from clara.io.examples import Encoder, encode_document, encode_record
+from clara.io.records import Record, read_records
+
+MIXED = DataConfig(batch_size=4, length_multiple=16, autoencode_share=0.5, paraphrase_share=0.5, qa_form="turns")
+lengths = st.lists(st.integers(1, 200), min_size=1, max_size=120)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
+    """Return an encoder of the tiny base with room for everything."""
+    return tiny_encoder(tiny_tokenizer(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """Return eleven records: two batches of four, and three left over."""
+    return read_records(str(write_records(tmp_path_factory.mktemp("data") / "data.jsonl", range(11))))
+
+
+def changed(config: DataConfig, **changes: Any) -> DataConfig:
+    """Return the configuration with some fields changed."""
+    return msgspec.structs.replace(config, **changes)
+
+
+def content(step: StepBatch) -> tuple[list[str], int, list[dict[str, tuple[Any, ...]]]]:
+    """Return all that a step holds as plain values, each array with dtype and shape."""
+    arrays = [
+        {name: (str(leaf.dtype), leaf.shape, np.array(leaf).tolist()) for name, leaf in tree_flatten(batch._asdict())}
+        for batch in step.batches
+    ]
+    return step.names, step.tokens, arrays
+
+
+@settings(max_examples=80)
+@given(lengths=lengths, batch_size=st.integers(1, 12), seed=st.integers(0, 5), epoch=st.integers(0, 5))
+def test_an_epoch_takes_all_records_once_but_for_an_incomplete_batch(
+    lengths: list[int], batch_size: int, seed: int, epoch: int
+) -> None:
+    plan = epoch_plan(lengths, batch_size, seed, epoch)
+    taken = list(itertools.chain(*plan))
+    assert {len(batch) for batch in plan} <= {batch_size}
+    assert len(set(taken)) == len(taken) == len(lengths) - len(lengths) % batch_size
+    assert set(taken) <= set(range(len(lengths)))
+
+
+def test_an_epoch_is_a_function_of_seed_and_epoch() -> None:
+    lengths = list(range(64))
+    plans = {(seed, epoch): epoch_plan(lengths, 4, seed, epoch) for seed in range(3) for epoch in range(3)}
+    assert all(epoch_plan(lengths, 4, *place) == plan for place, plan in plans.items())
+    assert len({str(plan) for plan in plans.values()}) == len(plans)
+
+
+def test_records_left_over_come_in_other_epochs() -> None:
+    left = [set(range(11)) - set(itertools.chain(*epoch_plan([1] * 11, 4, 0, epoch))) for epoch in range(8)]
+    assert all(len(rest) == 3 for rest in left)
+    assert set.intersection(*left) == set()
+
+
+def test_records_of_one_length_are_shuffled_together() -> None:
+    batches = [frozenset(batch) for epoch in range(4) for batch in epoch_plan([5] * 32, 4, 0, epoch)]
+    assert len(set(batches)) > 28, "the same records meet in every epoch"
+
+
+def padding(lengths: list[int], batches: list[list[int]]) -> float:
+    """Return the mean padding of a record in batches that are as wide as their longest."""
+    return float(np.mean([max(lengths[i] for i in batch) - lengths[j] for batch in batches for j in batch]))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_batch_holds_records_of_similar_length(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(10, 500, size=WINDOW * 8 * 2).tolist()
+    unsorted = rng.permutation(len(lengths)).reshape(-1, 8).tolist()
+    assert padding(lengths, epoch_plan(lengths, 8, seed, 0)) < 0.25 * padding(lengths, unsorted)
+
+
+def test_short_and_long_batches_come_in_mixed_order() -> None:
+    lengths = list(range(WINDOW * 4))
+    longest = [max(batch) for batch in epoch_plan(lengths, 4, 0, 0)]
+    assert sorted(longest) != longest != sorted(longest, reverse=True)
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+@pytest.mark.parametrize("start", [1, 2, 3, 5])
+def test_a_resumed_run_draws_what_an_uninterrupted_one_draws(
+    encoder: Encoder, records: list[Record], start: int, accumulate: int
+) -> None:
+    config = changed(MIXED, accumulate=accumulate)
+    whole = [content(step) for step in training_batches(records, encoder, config, 6)]
+    rest = [content(step) for step in training_batches(records, encoder, config, 6, start)]
+    assert len(whole) == 6 and rest == whole[start:]
+    assert {len(arrays) for _, _, arrays in whole} == {accumulate}
+
+
+def test_another_seed_draws_other_batches(encoder: Encoder, records: list[Record]) -> None:
+    one, other = (
+        [step.names for step in training_batches(records, encoder, changed(MIXED, seed=seed), 4)] for seed in (0, 1)
+    )
+    assert one != other
+
+
+@pytest.mark.parametrize("seed", [2**31, 2**32, 2**53])
+def test_a_seed_that_the_options_accept_can_be_drawn_from(encoder: Encoder, records: list[Record], seed: int) -> None:
+    try:
+        msgspec.convert({"seed": seed}, DataConfig)
+    except msgspec.ValidationError:
+        return  # refused before the first step: that is as good
+    (step,) = training_batches(records, encoder, changed(MIXED, seed=seed), 1)
+    (usual,) = training_batches(records, encoder, MIXED, 1)
+    assert step.batches[0].key.tolist() != usual.batches[0].key.tolist()
+
+
+def test_micro_batches_are_the_batch_cut_in_order(encoder: Encoder, records: list[Record]) -> None:
+    (whole,) = training_batches(records, encoder, MIXED, 1)
+    (cut,) = training_batches(records, encoder, changed(MIXED, accumulate=3), 1)
+    assert cut.names == whole.names and cut.tokens == whole.tokens
+    assert [batch.tokens.shape[0] for batch in cut.batches] == [2, 1, 1]
+    assert [row for batch in cut.batches for row in answers(batch)] == answers(whole.batches[0])
+
+
+def answers(batch: Batch) -> list[list[int]]:
+    """Return the answer tokens of each row."""
+    return [row[keep].tolist() for row, keep in zip(np.array(batch.targets), np.array(batch.target_mask), strict=True)]
+
+
+def test_no_two_micro_batches_have_one_dropout_key(encoder: Encoder, records: list[Record]) -> None:
+    steps = training_batches(records, encoder, changed(MIXED, accumulate=2), 6)
+    keys = [tuple(batch.key.tolist()) for step in steps for batch in step.batches]
+    assert len(set(keys)) == len(keys) == 12
+
+
+def test_more_micro_batches_than_examples_are_as_many_as_examples(encoder: Encoder, records: list[Record]) -> None:
+    (step,) = training_batches(records, encoder, changed(MIXED, accumulate=9), 1)
+    assert [batch.tokens.shape[0] for batch in step.batches] == [1, 1, 1, 1]
+
+
+def test_fewer_records_than_a_batch_make_smaller_batches(encoder: Encoder, records: list[Record]) -> None:
+    steps = list(training_batches(records[:3], encoder, changed(MIXED, batch_size=128), 2))
+    assert [sorted(step.names) for step in steps] == [["r0", "r1", "r2"]] * 2
+
+
+def test_the_tokens_of_a_step_are_those_without_padding(encoder: Encoder, records: list[Record]) -> None:
+    config = changed(MIXED, autoencode_share=0.0, paraphrase_share=0.0, length_multiple=1, batch_size=1)
+    for step in training_batches(records, encoder, config, 3):
+        (batch,) = step.batches
+        document = int(batch.documents.lengths.item())
+        assert step.tokens == batch.tokens.shape[1] + document
+
+
+def test_each_step_is_made_of_the_records_it_names(encoder: Encoder, records: list[Record]) -> None:
+    by_name = {record.id: record for record in records}
+    for step in training_batches(records, encoder, MIXED, 4):
+        tokens, sizes = (np.array(leaf) for leaf in step.batches[0].documents)
+        found = [tuple(row[:size].tolist()) for row, size in zip(tokens, sizes, strict=True)]
+        assert found == [encode_document(encoder, by_name[name].docs[0]) for name in step.names]
+
+
+def shares(record: Record, config: DataConfig, progress: float) -> dict[str, float]:
+    """Return how often each task is chosen at 1,000 even draws."""
+    tasks = [choose_task(record, config, (i + 0.5) / 1000, progress) for i in range(1000)]
+    return {task: tasks.count(task) / 1000 for task in sorted(set(tasks))}
+
+
+@pytest.mark.parametrize(
+    ("progress", "until", "wanted"),
+    [
+        (0.0, 1.0, {"autoencode": 0.6, "paraphrase": 0.1, "qa": 0.3}),
+        (0.5, 1.0, {"autoencode": 0.3, "paraphrase": 0.175, "qa": 0.525}),
+        (0.25, 0.5, {"autoencode": 0.3, "paraphrase": 0.175, "qa": 0.525}),
+        (0.5, 0.5, {"paraphrase": 0.25, "qa": 0.75}),
+        (0.9, 0.5, {"paraphrase": 0.25, "qa": 0.75}),
+    ],
+)
+def test_autoencoding_fades_and_paraphrases_share_the_rest(
+    progress: float, until: float, wanted: dict[str, float]
+) -> None:
+    config = DataConfig(autoencode_share=0.6, autoencode_until=until, paraphrase_share=0.25)
+    record = Record(docs=["d"], question="q", answer="a", paraphrase="p")
+    assert shares(record, config, progress) == pytest.approx(wanted)
+
+
+def test_a_record_without_a_paraphrase_keeps_its_own_task() -> None:
+    config = DataConfig(autoencode_share=0.5, paraphrase_share=1.0)
+    assert shares(Record(docs=["d"], question="q", answer="a"), config, 0.0) == {"autoencode": 0.5, "qa": 0.5}
+
+
+def test_without_shares_every_record_keeps_its_own_task() -> None:
+    record = Record(docs=["d"], data_type="paraphrase", paraphrase="p")
+    assert shares(record, DataConfig(), 0.0) == {"paraphrase": 1.0}
+
+
+def tasks(encoder: Encoder, records: list[Record], config: DataConfig, total_steps: int) -> list[list[str]]:
+    """Return the task of each example of each step, told by what is learnt."""
+    by_name = {record.id: record for record in records}
+    config = changed(config, qa_form="pairs")
+    found = []
+    for step in training_batches(records, encoder, config, total_steps):
+        learnt = [encoder.tokenizer.hf.decode(row[:-1]) for row in answers(step.batches[0])]
+        known = [
+            {by_name[name].docs[0][:32]: "autoencode", by_name[name].paraphrase: "paraphrase"} for name in step.names
+        ]
+        found.append([kinds.get(text, "qa") for kinds, text in zip(known, learnt, strict=True)])
+    return found
+
+
+def test_a_run_fades_from_repeating_to_the_records_own_task(encoder: Encoder, records: list[Record]) -> None:
+    config = changed(MIXED, autoencode_share=1.0, autoencode_until=0.5, paraphrase_share=0.0)
+    steps = tasks(encoder, records, config, 40)
+    shares = [sum(task == "autoencode" for step in steps[i : i + 10] for task in step) / 40 for i in (0, 10, 20, 30)]
+    assert steps[0] == ["autoencode"] * 4, shares
+    assert 0.6 < shares[0] < 0.95 and 0.1 < shares[1] < 0.5 and shares[2:] == [0, 0]
+
+
+def test_tasks_are_drawn_anew_for_each_seed_and_step(encoder: Encoder, records: list[Record]) -> None:
+    one = changed(MIXED, autoencode_share=0.5, autoencode_until=1.0, paraphrase_share=0.5, batch_size=1)
+    drawn = [
+        [task for step in tasks(encoder, records[:1], changed(one, seed=seed), 30) for task in step]
+        for seed in range(3)
+    ]
+    assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
+    assert all(set(run) == {"autoencode", "paraphrase", "qa"} for run in drawn)
+
+
+def test_each_epoch_of_a_run_has_its_own_order(encoder: Encoder, records: list[Record]) -> None:
+    names = [step.names for step in training_batches(records, encoder, MIXED, 6)]
+    assert names[:2] != names[2:4] != names[4:] != names[:2]
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 4, 5, 128])
+@pytest.mark.parametrize("count", [1, 2, 3, 11])
+def test_evaluation_takes_every_record_once_in_batches_of_two_or_more(
+    encoder: Encoder, records: list[Record], batch_size: int, count: int
+) -> None:
+    taken = records[:count]
+    batches = list(evaluation_batches(taken, encoder, MIXED, batch_size))
+    rows = [batch.tokens.shape[0] for batch in batches]
+    assert min(rows) >= min(2, count) and sum(rows) == count
+    documents = [
+        tuple(row[:size].tolist())
+        for batch in batches
+        for row, size in zip(*(np.array(leaf) for leaf in batch.documents), strict=True)
+    ]
+    assert sorted(documents) == sorted(encode_document(encoder, record.docs[0]) for record in taken)
+
+
+def test_evaluation_asks_the_records_own_task_and_nothing_random(encoder: Encoder, records: list[Record]) -> None:
+    (one,), (other,) = (list(evaluation_batches(records, encoder, changed(MIXED, seed=seed), 128)) for seed in (0, 1))
+    assert all(mx.array_equal(a, b) for (_, a), (_, b) in zip(tree_flatten(one), tree_flatten(other), strict=True))
+    learnt = [bytes(t - 3 for t in row if t > 2) for row in answers(one)]
+    assert len(learnt) == 11 and one.target_mask.sum().item() == sum(
+        len(answer) + 1 for record in records for answer in record.replies
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (changed(MIXED, autoencode_share=0.0, paraphrase_share=0.0), "long answer"),
+        (changed(MIXED, autoencode_share=0.0, paraphrase_share=0.5), "long paraphrase"),
+    ],
+)
+def test_the_record_that_cannot_be_trained_on_is_named(
+    encoder: Encoder, records: list[Record], config: DataConfig, name: str
+) -> None:
+    bad = {
+        "long answer": Record(id="long answer", docs=["d"], question="q", answer="a" * 400),
+        "long paraphrase": Record(id="long paraphrase", docs=["d"], question="q", answer="a", paraphrase="p" * 400),
+    }
+    tight = encoder._replace(max_tokens=400)
+    check_records(records, tight, config)
+    with pytest.raises(ClaraError, match=f"^{name}: .*max_tokens 400"):
+        check_records([*records, bad[name]], tight, config)
+
+
+def test_a_document_too_long_to_repeat_is_named_if_it_may_have_to_be(encoder: Encoder) -> None:
+    record = Record(id="novel", docs=["x" * 500], question="q", answer="a")
+    tight = encoder._replace(max_tokens=300, doc_max_tokens=256)
+    check_records([record], tight, changed(MIXED, autoencode_share=0.0))
+    with pytest.raises(ClaraError, match=r"^novel: "):
+        check_records([record], tight, MIXED)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        Record(id="r", docs=["d"], question=["q", "q"], answers=["a", "a" * 200]),
+        Record(id="r", docs=["d"], data_type="paraphrase", paraphrase="p" * 100),
+    ],
+    ids=["the answer of a later question", "a longer wording"],
+)
+def test_what_passes_the_check_can_be_trained_on_in_every_epoch(encoder: Encoder, record: Record) -> None:
+    first = msgspec.structs.replace(record, question=record.questions[:1], answers=record.replies[:1])
+    tight = encoder._replace(max_tokens=len(encode_record(encoder, first, record.data_type).tokens))
+    config = DataConfig(batch_size=1, qa_form="turns")
+    try:
+        check_records([record], tight, config)
+    except ClaraError:
+        return  # refused before the first step: that is as good
+    assert len(list(training_batches([record], tight, config, 6))) == 6

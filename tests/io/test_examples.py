@@ -1,0 +1,278 @@
+"""Examples: which tokens are learnt, where memory goes, what is cut, and that asking sees the prompt of training."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from folders import SPECIAL, VOCAB_SIZE, tiny_encoder, tiny_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clara.core import prompts
+from clara.core.collate import ANSWER, FIXED, INPUT, Example
+from clara.core.config import MemoryConfig
+from clara.io.errors import ClaraError
+from clara.io.examples import Encoder, encode_document, encode_prompt, encode_record, layout_for, make_encoder
+from clara.io.records import Record
+from clara.io.tokens import Tokenizer, decode
+
+BOS, EOS = 1, 2
+ENC, SEP, FIRST_SLOT = VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 2
+MEMORY_TOKENS = 4
+RECORD = Record(
+    id="lamp",
+    docs=["The lamp is red and was lit in 1907 by Ada."],
+    question=["What colour is it?", "When was it lit?", "By whom?"],
+    answers=["red", "1907", "Ada"],
+    paraphrase="Ada lit a red lamp in 1907.",
+)
+words = st.text(min_size=1, max_size=60)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Return a byte-level tokenizer with a chat template."""
+    return tiny_tokenizer(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """Return a byte-level tokenizer without a chat template."""
+    return tiny_tokenizer(tmp_path_factory.mktemp("bare"), chat_template=None)
+
+
+@pytest.fixture(scope="module")
+def encoder(tokenizer: Tokenizer) -> Encoder:
+    """Return an encoder with room for everything."""
+    return tiny_encoder(tokenizer, doc_max_tokens=32, compression_rate=8)
+
+
+def spans(example: Example, role: int) -> list[tuple[int, ...]]:
+    """Return the runs of tokens that have a role."""
+    runs = itertools.groupby(zip(example.tokens, example.roles, strict=True), key=lambda pair: pair[1])
+    return [tuple(token for token, _ in run) for found, run in runs if found == role]
+
+
+def texts(encoder: Encoder, example: Example, role: int) -> list[str]:
+    """Return the texts of those runs, special tokens shown."""
+    return [decode(encoder.tokenizer, span, skip_special=False) for span in spans(example, role)]
+
+
+def written(encoder: Encoder, example: Example) -> str:
+    """Return an example as text, with [m] for a slot and [s] for `<SEP>`."""
+    pieces = [
+        "[s]" if t == SEP else "[m]" if t >= FIRST_SLOT else decode(encoder.tokenizer, [t], skip_special=False)
+        for t in example.tokens
+    ]
+    return "".join(pieces)
+
+
+def test_a_conversation_reads_as_the_chat_template_has_it(encoder: Encoder) -> None:
+    record = Record(docs=["d"], question=["Q?", "R?"], answers=["a", "b"])
+    assert written(encoder, encode_record(encoder, record, "qa")) == (
+        "<|im_start|>user\nBackground: [m][m][m][m][s]\n\nAnswer briefly from the background.\nQuestion: Q?<|im_end|>\n"
+        "<|im_start|>assistant\na<|im_end|>\n"
+        "<|im_start|>user\nQuestion: R?<|im_end|>\n"
+        "<|im_start|>assistant\nb<|im_end|>"
+    )
+
+
+def test_answers_are_learnt_in_order_each_with_its_end_token(encoder: Encoder) -> None:
+    example = encode_record(encoder, RECORD, "qa")
+    assert texts(encoder, example, ANSWER) == [f"{answer}<|im_end|>" for answer in RECORD.answers]
+    assert texts(encoder, example, INPUT) == RECORD.questions
+
+
+@settings(max_examples=60)
+@given(pairs=st.lists(st.tuples(words, words), min_size=1, max_size=4), form=st.sampled_from(["turns", "pairs"]))
+def test_whatever_is_asked_the_learnt_tokens_are_the_answers(
+    encoder: Encoder, pairs: list[tuple[str, str]], form: str
+) -> None:
+    record = Record(docs=["d"], question=[q for q, _ in pairs], answers=[a for _, a in pairs])
+    learnt = spans(encode_record(encoder, record, "qa", form=form), ANSWER)
+    wanted = [a for _, a in pairs] if form == "turns" else ["\n".join(f"Question: {q}\nAnswer: {a}" for q, a in pairs)]
+    assert [decode(encoder.tokenizer, span[:-1], skip_special=False) for span in learnt] == wanted
+    assert {span[-1] for span in learnt} == {EOS}
+
+
+def test_turns_ask_and_pairs_write_down(encoder: Encoder) -> None:
+    turns, pairs = (encode_record(encoder, RECORD, "qa", form=form) for form in ("turns", "pairs"))
+    lines = "\n".join(f"Question: {q}\nAnswer: {a}" for q, a in zip(RECORD.questions, RECORD.answers, strict=True))
+    assert texts(encoder, pairs, ANSWER) == [f"{lines}<|im_end|>"]
+    assert texts(encoder, pairs, INPUT) == []
+    assert len(spans(turns, ANSWER)) == len(spans(turns, INPUT)) == 3
+
+
+def test_another_turn_begins_with_another_question(encoder: Encoder) -> None:
+    first = [texts(encoder, encode_record(encoder, RECORD, "qa", turn), INPUT)[0] for turn in range(4)]
+    assert first == [*RECORD.questions, RECORD.questions[0]]
+    learnt = texts(encoder, encode_record(encoder, RECORD, "qa", 1), ANSWER)
+    assert learnt == ["1907<|im_end|>", "Ada<|im_end|>", "red<|im_end|>"]
+
+
+@pytest.mark.parametrize("token", SPECIAL)
+def test_special_tokens_written_in_a_text_stay_plain_characters(encoder: Encoder, token: str) -> None:
+    plain = Record(docs=["a b"], question=["c d"], answers=["e f"], paraphrase="g h")
+    record = Record(docs=[f"a{token}b"], question=[f"c{token}d"], answers=[f"e{token}f"], paraphrase=f"g{token}h")
+    for task in prompts.TASKS:
+        usual, example = (encode_record(encoder, r, task) for r in (plain, record))
+        assert [t for t in example.tokens if t <= EOS] == [t for t in usual.tokens if t <= EOS], task
+    (document,) = encode_record(encoder, record, "qa").documents
+    assert document[:2] == (ENC, BOS) and document[-1] == EOS
+    assert decode(encoder.tokenizer, document[2:-1], skip_special=False) == f"a{token}b"
+    assert texts(encoder, encode_record(encoder, record, "qa"), INPUT) == [f"c{token}d"]
+
+
+@pytest.mark.parametrize("token", ["\ue000question 0\ue001", "\ue000memory\ue001", "{memory}", "{question}"])
+def test_placeholders_written_in_a_text_stay_plain_characters(encoder: Encoder, token: str) -> None:
+    record = Record(docs=[token], question=[token, token], answers=[token, token])
+    example = encode_record(encoder, record, "qa")
+    assert texts(encoder, example, INPUT) == [token, token]
+    assert texts(encoder, example, ANSWER) == [f"{token}<|im_end|>"] * 2
+    assert sum(t >= FIRST_SLOT for t in example.tokens) == MEMORY_TOKENS
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_each_document_has_its_own_slots_and_a_separator_in_one_place(encoder: Encoder, count: int) -> None:
+    example = encode_prompt(encoder, ["one", "two", "three"][:count], "Q?")
+    wanted = [
+        t
+        for i in range(count)
+        for t in (*range(FIRST_SLOT + i * MEMORY_TOKENS, FIRST_SLOT + (i + 1) * MEMORY_TOKENS), SEP)
+    ]
+    assert [t for t in example.tokens if t > ENC] == wanted
+    slots = "[m][m][m][m][s]" * count
+    assert f"Background: {slots}\n\nAnswer" in written(encoder, example)
+    assert {role for t, role in zip(example.tokens, example.roles, strict=True) if t > ENC} <= {FIXED}
+    assert [len(document) for document in example.documents] == [len(t) + 3 for t in ("one", "two", "three")[:count]]
+
+
+@pytest.mark.parametrize(("text", "kept"), [("short", "short"), ("x" * 31 + "abc", "x" * 31 + "a")])
+def test_autoencode_learns_the_document_as_far_as_it_is_compressed(encoder: Encoder, text: str, kept: str) -> None:
+    example = encode_record(encoder, Record(docs=[text], data_type="autoencode"), "autoencode")
+    (learnt,) = spans(example, ANSWER)
+    assert decode(encoder.tokenizer, learnt, skip_special=False) == f"{kept}<|im_end|>"
+    assert example.documents == ((ENC, BOS, *learnt[:-1], EOS),)
+
+
+def test_the_wording_of_a_paraphrase_depends_on_the_turn(encoder: Encoder) -> None:
+    asked = [encode_record(encoder, RECORD, "paraphrase", turn) for turn in range(len(prompts.PARAPHRASES) + 1)]
+    for example, wording in zip(asked, prompts.PARAPHRASES, strict=False):
+        assert wording.replace("{memory}", "[m][m][m][m][s]") in written(encoder, example)
+    assert asked[-1] == asked[0]
+    assert {tuple(texts(encoder, example, ANSWER)) for example in asked} == {(f"{RECORD.paraphrase}<|im_end|>",)}
+
+
+@pytest.mark.parametrize("reply", [{"paraphrase": "B"}, {"answers": ["B"]}, {"answer": "B"}])
+def test_a_paraphrase_is_learnt_from_whichever_field_holds_it(encoder: Encoder, reply: dict[str, str]) -> None:
+    record = Record(docs=["A."], data_type="paraphrase", **reply)
+    assert texts(encoder, encode_record(encoder, record, "paraphrase"), ANSWER) == ["B<|im_end|>"]
+
+
+def limited(encoder: Encoder, max_tokens: int) -> Encoder:
+    """Return the encoder with another max_tokens."""
+    return encoder._replace(max_tokens=max_tokens)
+
+
+def test_a_question_too_long_loses_its_beginning(encoder: Encoder) -> None:
+    whole = encode_prompt(encoder, ["d"], "0123456789")
+    cut = encode_prompt(limited(encoder, len(whole.tokens) - 3), ["d"], "0123456789")
+    assert texts(encoder, cut, INPUT) == ["3456789"]
+    assert written(encoder, cut) == written(encoder, whole).replace("0123456789", "3456789")
+
+
+@settings(max_examples=80)
+@given(length=st.integers(1, 200), max_tokens=st.integers(100, 400), form=st.sampled_from(["turns", "pairs"]))
+def test_a_row_is_never_too_long_and_an_answer_never_cut(
+    encoder: Encoder, length: int, max_tokens: int, form: str
+) -> None:
+    record = Record(id="lamp", docs=["d"], question=["q" * length], answers=["a" * 40])
+    whole = encode_record(encoder, record, "qa", form=form)
+    least = sum(role != INPUT for role in whole.roles)
+    if least > max_tokens:
+        with pytest.raises(ClaraError, match=f"^lamp: .* take {least} tokens, more than max_tokens {max_tokens}"):
+            encode_record(limited(encoder, max_tokens), record, "qa", form=form)
+        return
+    example = encode_record(limited(encoder, max_tokens), record, "qa", form=form)
+    assert len(example.tokens) == min(len(whole.tokens), max_tokens)
+    assert spans(example, ANSWER) == spans(whole, ANSWER)
+    assert sum(example.roles.count(role) for role in (FIXED, ANSWER)) == least
+
+
+@pytest.mark.parametrize("task", prompts.TASKS)
+def test_the_record_whose_answer_cannot_fit_is_named(encoder: Encoder, task: str) -> None:
+    record = Record(id="r-17", docs=["x" * 60], question=["q"], answers=["a" * 60], paraphrase="p" * 60)
+    with pytest.raises(ClaraError, match=r"^r-17: .*more than max_tokens 60; raise max_tokens or shorten the answer"):
+        encode_record(limited(encoder, 60), record, task)
+
+
+def test_a_prompt_whose_template_cannot_fit_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(ClaraError, match="max_tokens 30"):
+        encode_prompt(limited(encoder, 30), ["d"], "What?")
+
+
+@pytest.mark.parametrize("form", ["turns", "pairs"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_long_record_takes_as_many_pairs_as_fit(encoder: Encoder, count: int, form: str) -> None:
+    fewer = Record(docs=RECORD.docs, question=RECORD.questions[:count], answers=RECORD.answers[:count])
+    whole = encode_record(encoder, fewer, "qa", form=form)
+    taken = encode_record(limited(encoder, len(whole.tokens)), RECORD, "qa", form=form)
+    assert (taken.tokens, taken.roles) == (whole.tokens, whole.roles)
+
+
+def test_one_pair_that_is_too_long_loses_its_question_not_its_answer(encoder: Encoder) -> None:
+    one = Record(docs=RECORD.docs, question=RECORD.questions[:1], answers=RECORD.answers[:1])
+    whole = encode_record(encoder, one, "qa")
+    cut = encode_record(limited(encoder, len(whole.tokens) - 5), RECORD, "qa")
+    assert texts(encoder, cut, INPUT) == [RECORD.questions[0][5:]]
+    assert texts(encoder, cut, ANSWER) == ["red<|im_end|>"]
+
+
+@pytest.mark.parametrize("template", [True, False], ids=["chat template", "no template"])
+@pytest.mark.parametrize("turn", [0, 1])
+def test_a_question_is_asked_as_it_was_trained(
+    tokenizer: Tokenizer, bare: Tokenizer, template: bool, turn: int
+) -> None:
+    encoder = tiny_encoder(tokenizer if template else bare)
+    trained = encode_record(encoder, RECORD, "qa", turn)
+    asked = encode_prompt(encoder, RECORD.docs, RECORD.questions[turn])
+    first_answer = trained.roles.index(ANSWER)
+    assert trained.tokens[:first_answer] == asked.tokens
+    assert trained.roles[:first_answer] == asked.roles
+    assert trained.documents == asked.documents
+
+
+def test_without_a_chat_template_the_last_answer_is_ended_too(bare: Tokenizer) -> None:
+    encoder = tiny_encoder(bare)
+    example = encode_record(encoder, RECORD, "qa")
+    assert written(encoder, example).endswith("\n\nQuestion: By whom?\n\nAda<|im_end|>")
+    assert [text.removesuffix("<|im_end|>") for text in texts(encoder, example, ANSWER)] == RECORD.answers
+
+
+def test_a_document_is_framed_and_cut(encoder: Encoder) -> None:
+    framed = encode_document(encoder, "x" * 100)
+    assert framed == (ENC, BOS, *[framed[2]] * 32, EOS) and len(framed) == 35
+    assert encode_document(encoder, "") == (ENC, BOS, EOS)
+
+
+def test_the_layout_leaves_out_a_beginning_that_the_base_does_not_have(tokenizer: Tokenizer) -> None:
+    memory = MemoryConfig(doc_max_tokens=32, compression_rate=8)
+    without = layout_for(tokenizer._replace(bos_id=None), VOCAB_SIZE, memory)
+    assert (without.prefix, without.suffix, without.num_memory_tokens) == ((ENC,), (EOS,), MEMORY_TOKENS)
+    assert layout_for(tokenizer, VOCAB_SIZE, memory).prefix == (ENC, BOS)
+
+
+def test_a_shape_of_conversation_is_rendered_once(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    rendered: list[int] = []
+    real = tokenizer.hf.apply_chat_template
+
+    def counted(*args: object, **kwargs: object) -> object:
+        rendered.append(1)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(type(tokenizer.hf), "apply_chat_template", lambda _, *a, **k: counted(*a, **k))
+    encoder = make_encoder(tokenizer, tiny_encoder(tokenizer).layout, 32, 2048)
+    for question in ("one?", "two?", "three?"):
+        encode_prompt(encoder, ["d"], question)
+    assert len(rendered) == 1

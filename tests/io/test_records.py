@@ -1,0 +1,203 @@
+"""Records: what a line may look like, what is refused with file and line, and the sets that come with the package."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from clara.io.errors import ClaraError
+from clara.io.records import BUILTIN, Record, data_path, read_records, require_one_document
+
+GOOD = {"docs": ["A lamp."], "question": ["What?"], "answers": ["A lamp"]}
+SEEN = [json.dumps(GOOD).encode(), b'{"docs": ["\\ud800"]}', b'{"docs": 3}']
+text = st.text(min_size=1, max_size=40).filter(str.strip)
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file that examples of hypothesis write over."""
+    return tmp_path_factory.mktemp("records") / "scratch.jsonl"
+
+
+def write(folder: Path, *lines: Any, end: bytes = b"\n", start: bytes = b"") -> Path:
+    """Return a file of lines: bytes as they are, anything else as JSON."""
+    path = folder / "data.jsonl"
+    rows = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+    path.write_bytes(start + end.join(rows) + end)
+    return path
+
+
+def refusal(path: Path) -> str:
+    """Return the message with which a file is refused."""
+    with pytest.raises(ClaraError) as caught:
+        read_records(str(path))
+    return str(caught.value)
+
+
+BAD_LINES = {
+    "invalid UTF-8": (b'{"docs": ["a\xffb"]}', ["invalid UTF-8", "byte 12"]),
+    "no JSON": (b'{"docs": ["a"', ["not a JSON object"]),
+    "words": (b"A lamp.", ["not a JSON object"]),
+    "a list": (["A lamp."], ["object", "array"]),
+    "a string": ("A lamp.", ["object", "str"]),
+    "two records in one line": (b'{"docs": ["a"]} {"docs": ["b"]}', ["not a JSON object on one line"]),
+    "a wrong type": (GOOD | {"docs": "A lamp."}, ["array", "str", "$.docs"]),
+    "a wrong type inside": (GOOD | {"answers": [3]}, ["str", "int", "$.answers[0]"]),
+    "null": (GOOD | {"data_type": None}, ["str", "null", "$.data_type"]),
+    "missing docs": ({"question": ["What?"], "answers": ["A lamp"]}, ["missing", "docs"]),
+    "no document": (GOOD | {"docs": []}, ["docs is empty", "at least one"]),
+    "an empty document": (GOOD | {"docs": ["A lamp.", ""]}, ["docs[1] is empty"]),
+    "a blank document": (GOOD | {"docs": [" \n\t"]}, ["docs[0] is empty"]),
+    "an unknown task": (GOOD | {"data_type": "sing"}, ["'sing'", "qa, paraphrase, autoencode"]),
+    "no question": ({"docs": ["A lamp."]}, ["question is missing"]),
+    "fewer answers": (GOOD | {"question": ["What?", "Why?"]}, ["2 questions but 1 answers"]),
+    "more answers": (GOOD | {"answers": ["a", "b", "c"]}, ["1 questions but 3 answers"]),
+    "no answer": (GOOD | {"answers": []}, ["1 questions but 0 answers"]),
+    "an empty question": (GOOD | {"question": [""]}, ["question[0] is empty"]),
+    "an empty single question": (GOOD | {"question": ""}, ["question[0] is empty"]),
+    "an empty answer": (GOOD | {"answers": ["  "]}, ["answers[0] is empty"]),
+    "an empty single answer": (GOOD | {"answers": [], "answer": ""}, ["answers[0] is empty"]),
+    "an empty paraphrase": (GOOD | {"paraphrase": ""}, ["paraphrase[0] is empty"]),
+    "two answers that differ": (GOOD | {"answer": "A fire"}, ["answer is none of answers"]),
+    "no paraphrase": ({"docs": ["A."], "data_type": "paraphrase"}, ["0 paraphrases", "wants one"]),
+    "two paraphrases": ({"docs": ["A."], "data_type": "paraphrase", "answers": ["B", "C"]}, ["2 paraphrases"]),
+    "paraphrases in two fields": (
+        {"docs": ["A."], "data_type": "paraphrase", "answers": ["B"], "paraphrase": "C"},
+        ["2 paraphrases"],
+    ),
+}
+
+
+@pytest.mark.parametrize(("line", "said"), BAD_LINES.values(), ids=BAD_LINES)
+def test_a_bad_line_is_refused_with_file_and_line_and_what_is_wrong(line: Any, said: list[str], tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD, b"", line, GOOD)
+    message = refusal(path)
+    assert message.startswith(f"{path}:3: ")
+    assert all(part in message for part in said), message
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf\r\n"])
+def test_a_file_without_records_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(content)
+    assert refusal(path) == f"{path}: no records; wanted JSON Lines, one record a line"
+
+
+def test_a_folder_is_refused(tmp_path: Path) -> None:
+    assert refusal(tmp_path).startswith(f"{tmp_path}: is a folder; wanted a JSON Lines file or one of sample")
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "absent.jsonl"
+    assert refusal(path) == f"{path}: does not exist; wanted a JSON Lines file or one of sample, sample-heldout"
+
+
+def test_byte_order_mark_line_ends_of_windows_and_blank_lines_are_accepted(tmp_path: Path) -> None:
+    plain = write(tmp_path, GOOD, GOOD | {"docs": ["B"]})
+    wanted = [record.docs for record in read_records(str(plain))]
+    other = write(tmp_path, GOOD, b"", b"  ", GOOD | {"docs": ["B"]}, end=b"\r\n", start=b"\xef\xbb\xbf")
+    assert [record.docs for record in read_records(str(other))] == wanted == [["A lamp."], ["B"]]
+
+
+def test_a_file_need_not_end_with_a_line_end(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_text(json.dumps(GOOD) + "\n" + json.dumps(GOOD))
+    assert len(read_records(str(path))) == 2
+
+
+def test_a_question_and_its_answer_may_be_single_strings(tmp_path: Path) -> None:
+    single = {"docs": ["A lamp."], "question": "What?", "answer": "A lamp"}
+    (record,) = read_records(str(write(tmp_path, single)))
+    assert (record.questions, record.replies, record.data_type) == (["What?"], ["A lamp"], "qa")
+
+
+@pytest.mark.parametrize("reply", [{"paraphrase": "B"}, {"answers": ["B"]}, {"answer": "B"}])
+def test_a_paraphrase_may_stand_in_any_of_its_fields(reply: dict[str, Any], tmp_path: Path) -> None:
+    (record,) = read_records(str(write(tmp_path, {"docs": ["A."], "data_type": "paraphrase"} | reply)))
+    assert [*record.replies, *filter(None, [record.paraphrase])] == ["B"]
+
+
+def test_a_qa_record_may_have_a_paraphrase_too(tmp_path: Path) -> None:
+    (record,) = read_records(str(write(tmp_path, GOOD | {"paraphrase": "Light."})))
+    assert (record.data_type, record.paraphrase, record.replies) == ("qa", "Light.", ["A lamp"])
+
+
+def test_an_autoencode_record_needs_its_document_only(tmp_path: Path) -> None:
+    (record,) = read_records(str(write(tmp_path, {"docs": ["A."], "data_type": "autoencode"})))
+    assert (record.questions, record.replies) == ([], [])
+
+
+def test_further_fields_are_ignored(tmp_path: Path) -> None:
+    plain, more = read_records(str(write(tmp_path, GOOD | {"id": "a"}, GOOD | {"id": "a", "title": 3, "x": {"y": []}})))
+    assert plain == more
+
+
+def test_a_record_without_an_id_is_called_by_file_and_line(tmp_path: Path) -> None:
+    records = read_records(str(write(tmp_path, GOOD | {"id": "lamp"}, b"", GOOD, GOOD | {"id": ""})))
+    assert [record.id for record in records] == ["lamp", "data.jsonl:3", "data.jsonl:4"]
+
+
+@settings(max_examples=150)
+@given(st.lists(st.builds(dict, docs=st.lists(text, min_size=1, max_size=2), pair=st.tuples(text, text)), min_size=1))
+def test_any_text_comes_back_as_it_was_written(scratch: Path, rows: list[dict[str, Any]]) -> None:
+    lines = [
+        json.dumps(
+            {"docs": row["docs"], "question": row["pair"][0], "answer": row["pair"][1]}, ensure_ascii=bool(i % 2)
+        )
+        for i, row in enumerate(rows)
+    ]
+    scratch.write_bytes("\n".join(lines).encode())
+    records = read_records(str(scratch))
+    assert [{"docs": r.docs, "pair": (r.questions[0], r.replies[0])} for r in records] == rows
+
+
+@settings(max_examples=200)
+@given(
+    st.lists(
+        st.binary(max_size=30) | st.sampled_from([json.dumps(GOOD).encode(), b'{"docs": ["\\ud800"]}']), max_size=4
+    )
+)
+def test_any_bytes_give_records_or_a_refusal_that_names_the_file(scratch: Path, lines: list[bytes]) -> None:
+    scratch.write_bytes(b"\n".join(lines))
+    try:
+        assert all(record.docs == GOOD["docs"] for record in read_records(str(scratch)))
+    except ClaraError as error:
+        assert re.match(rf"{re.escape(str(scratch))}(:\d+)?: ", str(error))
+
+
+def test_stage_pretrain_wants_exactly_one_document() -> None:
+    one, two = Record(id="one", docs=["a"]), Record(id="two", docs=["a", "b"])
+    require_one_document([one, one])
+    with pytest.raises(ClaraError, match="record two: 2 documents; stage pretrain wants exactly one"):
+        require_one_document([one, two])
+
+
+def test_the_sample_is_large_enough_to_train_on() -> None:
+    assert len(read_records("sample")) >= 80
+    assert len(read_records("sample-heldout")) >= 4
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_every_built_in_record_has_one_document_four_pairs_and_a_paraphrase(name: str) -> None:
+    records = read_records(name)
+    require_one_document(records)
+    assert [r.id for r in records if len(r.questions) < 4 or len(r.replies) < 4 or not r.paraphrase] == []
+
+
+def test_built_in_records_share_neither_id_nor_document() -> None:
+    records = [record for name in BUILTIN for record in read_records(name)]
+    assert len({record.id for record in records}) == len(records)
+    assert len({" ".join(record.docs[0].lower().split()) for record in records}) == len(records)
+    assert not any(re.search(r"\.jsonl:\d+$", record.id or "") for record in records), "an id of their own"
+
+
+def test_a_built_in_name_goes_before_a_file_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "sample").write_text("x")
+    assert data_path("sample").name == "sample_train.jsonl"
