@@ -17,11 +17,14 @@ from clara.shell.setup import Session
 
 def compress_texts(session: Session, texts: Sequence[str], batch_size: int = 8) -> mx.array:
     """Return float[N, M, D]: the memories of documents, computed in batches."""
+    layout = session.base.layout
+    if not texts:
+        return mx.zeros((0, layout.num_memory_tokens, session.base.special_embeddings.shape[1]))
     parts = []
     for i in range(0, len(texts), batch_size):
         rows = [encode_document(session.encoder, text) for text in texts[i : i + batch_size]]
-        width = bucket(max(map(len, rows)) + session.base.layout.num_memory_tokens, 16)
-        documents = Documents(pad(rows, len(rows), width), mx.array([len(row) for row in rows]))
+        length = bucket(max(map(len, rows)) + layout.num_memory_tokens, 16)
+        documents = Documents(pad(rows, len(rows), length), mx.array([len(row) for row in rows]))
         parts.append(compress(session.base, session.config, session.params, documents).memory)
         mx.eval(parts[-1])
     return mx.concatenate(parts)

@@ -194,7 +194,7 @@ def read_arguments(
     parser = argparse.ArgumentParser(prog=program, description=about, parents=[early], allow_abbrev=False)
     add_options(parser, layers)
     flags = vars(parser.parse_args(argv))
-    options = to_options(merge(layers, nested({k: v for k, v in flags.items() if k not in vars(first)})), source)
+    options = to_options(merge(layers, nested({k: v for k, v in flags.items() if k not in vars(first)})), "options")
     if checkpoint is not None:
         options = resumed(options, checkpoint)
     return options, checkpoint, notes
@@ -214,4 +214,4 @@ def resumed(options: Options, checkpoint: Checkpoint) -> Options:
             + "; ".join(changed)
             + f". Free to change are {', '.join(FREE_ON_RESUME)}"
         )
-    return msgspec.structs.replace(options, run=str(checkpoint.path.parent.parent))
+    return msgspec.structs.replace(options, run=str(checkpoint.path.absolute().parent.parent))

@@ -44,6 +44,8 @@ class Job(NamedTuple):
     folder: Path
     records: list[Record]
     heldout: list[Record]
+    data: str
+    """Fingerprint of the training data as it was read."""
     start: int
     state: TrainState
     update: Update
@@ -67,12 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def prepare(options: Options, checkpoint: Checkpoint | None) -> Job:
     """Read and check everything that the run needs, before any step is computed."""
+    data = data_fingerprint(options.data.data)
     records = read_records(options.data.data)
     heldout = read_records(options.data.heldout) if options.data.heldout else []
     require_one_document([*records, *heldout])
     folder = run_folder(options, resuming=checkpoint is not None)
     start = checkpoint.manifest.step if checkpoint else 0
-    if checkpoint and checkpoint.manifest.data != data_fingerprint(options.data.data):
+    if checkpoint and checkpoint.manifest.data != data:
         raise ClaraError(f"{options.data.data}: not the data that this run was started with; resume with that")
     if start >= options.steps:
         raise ClaraError(f"{folder}: has done {start} of {options.steps} steps; give a larger --steps to go on")
@@ -88,7 +91,8 @@ def prepare(options: Options, checkpoint: Checkpoint | None) -> Job:
     )
     for line in heading(options, session, records, cpu.preload(), folder):
         print(line, flush=True)
-    return Job(options, session, folder, records, heldout, start, state, mx.compile(update) if compiled else update)
+    step = mx.compile(update) if compiled else update
+    return Job(options, session, folder, records, heldout, data, start, state, step)
 
 
 def run_folder(options: Options, resuming: bool) -> Path:
@@ -112,7 +116,7 @@ def train(job: Job) -> int:
     options, metrics = job.options, job.folder / "metrics.jsonl"
     make_folder(job.folder)
     write_atomic(job.folder / "config.json", msgspec.json.format(msgspec.json.encode(options)) + b"\n")
-    drop_events_from(metrics, job.start)
+    drop_events_from(metrics, job.start if job.start else -1)
     state = job.state
     batches = training_batches(job.records, job.session.encoder, options.data, options.steps, job.start)
     seconds: list[float] = []
@@ -177,7 +181,7 @@ def save(job: Job, state: TrainState) -> int:
     manifest = Manifest(
         step=int(state.step),
         base=job.session.fingerprint,
-        data=data_fingerprint(job.options.data.data),
+        data=job.data,
         versions={name: version(name) for name in ("clara-mlx", "mlx", "mlx-lm")},
     )
     options = msgspec.to_builtins(job.options)
@@ -200,7 +204,7 @@ def draw(job: Job) -> None:
 def show(job: Job, state: TrainState) -> None:
     """Compress a few held-out documents and ask one question of each."""
     session = job.session._replace(params=state.params)
-    asked = [record for record in job.heldout if record.questions][: job.options.show]
+    asked = [record for record in job.heldout if record.data_type == "qa"][: job.options.show]
     for i, record in enumerate(asked):
         pick = i % len(record.questions)
         reply = "".join(answer(session, record.docs, record.questions[pick])).strip()

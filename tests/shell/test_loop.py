@@ -1,0 +1,160 @@
+"""The loop: each step as it was computed, a loss that is no number named, and held-out means over uneven batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from folders import tiny_folder, tiny_session, write_records
+
+from clara.core.collate import collate
+from clara.core.step import make_eval_step
+from clara.core.types import Batch, Documents, Params, Term, TrainState
+from clara.io.dataset import DataConfig, StepBatch, evaluation_batches
+from clara.io.errors import ClaraError
+from clara.io.examples import encode_record
+from clara.io.records import Record, read_records
+from clara.shell.loop import evaluate, training_steps
+from clara.shell.setup import Session
+
+
+@pytest.fixture(scope="module")
+def session(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """Return a session of the tiny base."""
+    return tiny_session(tiny_folder(tmp_path_factory.mktemp("base")))
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """Return seven records."""
+    return read_records(str(write_records(tmp_path_factory.mktemp("data") / "data.jsonl", range(7))))
+
+
+def start() -> TrainState:
+    """Return the state before the first step."""
+    return TrainState({"w": mx.array(1.0)}, {}, mx.array(0))
+
+
+def step_batches(count: int) -> list[StepBatch]:
+    """Return the data of some steps, without any batch."""
+    return [StepBatch([f"r{i}a", f"r{i}b"], [], 100 + i) for i in range(count)]
+
+
+def halve(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
+    """Return a state whose parameter is half as large; its loss is the parameter before."""
+    return TrainState({"w": state.params["w"] / 2}, {}, state.step + 1), {
+        "loss": state.params["w"],
+        "extra": mx.array(3),
+    }
+
+
+def test_each_step_is_yielded_with_its_state_metrics_and_tokens() -> None:
+    steps = list(training_steps(halve, start(), step_batches(3)))
+    assert [step.number for step in steps] == [1, 2, 3]
+    assert [step.metrics for step in steps] == [{"loss": loss, "extra": 3.0} for loss in (1.0, 0.5, 0.25)]
+    assert [step.state.params["w"].item() for step in steps] == [0.5, 0.25, 0.125]
+    assert [step.tokens for step in steps] == [100, 101, 102]
+    assert all(step.seconds > 0 for step in steps)
+
+
+def test_steps_are_computed_one_at_a_time() -> None:
+    drawn: list[int] = []
+
+    def batches() -> Iterator[StepBatch]:
+        for i, batch in enumerate(step_batches(3)):
+            drawn.append(i)
+            yield batch
+
+    steps = training_steps(halve, start(), batches())
+    next(steps)
+    assert drawn == [0]
+
+
+def test_a_resumed_loop_counts_on() -> None:
+    steps = training_steps(halve, start()._replace(step=mx.array(7)), step_batches(2))
+    assert [step.number for step in steps] == [8, 9]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_loss_that_is_no_number_names_step_and_records(value: float) -> None:
+    def update(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
+        state, metrics = halve(state, batches)
+        return state, metrics | {"loss": mx.where(state.step == 2, value, metrics["loss"])}
+
+    steps = training_steps(update, start(), step_batches(3))
+    assert next(steps).state.params["w"].item() == 0.5, "the state before it is yielded"
+    with pytest.raises(ClaraError, match=f"^step 2: the loss is {value}; its records: r1a, r1b$"):
+        next(steps)
+
+
+def small_batch(values: list[float]) -> Batch:
+    """Return a batch whose document tokens are the values; the rest is empty."""
+    tokens, none = mx.array(values)[:, None], mx.zeros((len(values), 1))
+    return Batch(Documents(tokens, mx.ones(len(values))), none, none, none, none, mx.random.key(0))
+
+
+def count_tokens(params: Params, batch: Batch) -> dict[str, Term]:
+    """Return as next-token loss the documents' tokens weighted by their row, and their squares as alignment."""
+    tokens = batch.documents.tokens
+    rows = mx.arange(1, tokens.shape[0] + 1)[:, None]
+    return {
+        "next_token": ((tokens * rows).sum() * params["w"], mx.array(tokens.shape[0])),
+        "alignment": (mx.square(tokens).sum(), mx.array(2 * tokens.shape[0])),
+    }
+
+
+def test_means_are_sums_over_all_batches_divided_once() -> None:
+    means = evaluate(count_tokens, {"w": mx.array(2.0)}, [small_batch([1, 2, 3]), small_batch([10])])
+    assert means == pytest.approx(
+        {
+            "next_token": 2 * (1 * 1 + 2 * 2 + 3 * 3 + 1 * 10) / 4,
+            "other_memory": 2 * (1 * 3 + 2 * 1 + 3 * 2 + 1 * 10) / 4,
+            "alignment": (1 + 4 + 9 + 100) / 8,
+        }
+    )
+
+
+def test_without_a_next_token_loss_there_is_no_other_memory() -> None:
+    def only_alignment(params: Params, batch: Batch) -> dict[str, Term]:
+        return {"alignment": count_tokens(params, batch)["alignment"]}
+
+    assert evaluate(only_alignment, {"w": mx.array(2.0)}, [small_batch([2])]) == {"alignment": 2.0}
+
+
+def test_a_term_that_counts_nothing_is_zero_and_no_nan() -> None:
+    assert evaluate(lambda *_: {"alignment": (mx.array(0.0), mx.array(0))}, {}, [small_batch([2])]) == {"alignment": 0}
+
+
+def test_means_of_a_model_are_those_of_its_records_one_by_one(session: Session, records: list[Record]) -> None:
+    config, eval_step = DataConfig(max_tokens=512), make_eval_step(session.base, session.config)
+    batches = list(evaluation_batches(records, session.encoder, config, 3))
+    assert sorted(batch.tokens.shape[0] for batch in batches) == [3, 4]
+    found = evaluate(eval_step, session.params, batches)
+    examples = [encode_record(session.encoder, record, "qa") for record in records]
+    terms = [eval_step(session.params, collate([e], session.base.layout, mx.random.key(0))) for e in examples]
+    for name in ("next_token", "alignment"):
+        total, count = (sum(term[name][i].item() for term in terms) for i in (0, 1))
+        assert found[name] == pytest.approx(total / count, rel=1e-5)
+
+
+def test_other_memory_is_the_loss_with_the_document_of_another_record(session: Session, records: list[Record]) -> None:
+    eval_step = make_eval_step(session.base, session.config)
+    examples = [encode_record(session.encoder, record, "qa") for record in records[:3]]
+    swapped = [e._replace(documents=examples[i - 1].documents) for i, e in enumerate(examples)]
+    right, wrong = (collate(e, session.base.layout, mx.random.key(0)) for e in (examples, swapped))
+    found = evaluate(eval_step, session.params, [right])
+    total, count = eval_step(session.params, wrong)["next_token"]
+    assert found["other_memory"] == pytest.approx((total / count).item(), rel=1e-6)
+    assert abs(found["other_memory"] - found["next_token"]) > 1e-5
+
+
+def test_what_is_evaluated_does_not_depend_on_the_batch_size(session: Session, tmp_path: Path) -> None:
+    records = read_records(str(write_records(tmp_path / "data.jsonl", range(5))))
+    eval_step = make_eval_step(session.base, session.config)
+    means = [
+        evaluate(eval_step, session.params, evaluation_batches(records, session.encoder, DataConfig(), size))
+        for size in (1, 128)
+    ]
+    assert means[0]["next_token"] == pytest.approx(means[1]["next_token"], rel=1e-5)

@@ -1,0 +1,56 @@
+"""The lines of a run, word for word."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from clara.core.types import TrainState
+from clara.shell.loop import Step
+from clara.shell.progress import clock, heldout_line, step_line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [
+        (0, "0:00"),
+        (0.4, "0:00"),
+        (59.6, "1:00"),
+        (61, "1:01"),
+        (3599.6, "1:00:00"),
+        (3661, "1:01:01"),
+        (90_000, "25:00:00"),
+    ],
+)
+def test_a_time_span_has_minutes_and_where_needed_hours(seconds: float, shown: str) -> None:
+    assert clock(seconds) == shown
+
+
+def step(number: int, **metrics: float) -> Step:
+    """Return a step of 1,500 tokens that took half a second."""
+    return Step(number, TrainState({}, {}, mx.array(number)), metrics, 1500, 0.5)
+
+
+def test_a_step_says_how_far_how_well_how_fast_and_how_long_still() -> None:
+    line = step_line(step(7, loss=2.5, next_token=2.25, alignment=2.5), 120, [9.0, 0.5, 0.5], 2_340_000_000)
+    assert line == (
+        "step   7/120  loss 2.5000  next_token 2.2500  alignment 2.5000  3,000 tokens/s  0.50 s  peak 2.3 GB  left 0:56"
+    )
+
+
+def test_a_step_shows_only_the_terms_that_it_has() -> None:
+    line = step_line(step(1, loss=2.5, next_token=2.5), 1, [0.5], 0)
+    assert "next_token 2.5000  3,000 tokens/s" in line and "alignment" not in line and line.endswith("left 0:00")
+
+
+def test_the_time_left_follows_the_last_twenty_steps() -> None:
+    assert step_line(step(100, loss=1.0), 110, [60.0] * 80 + [1.0] * 20, 0).endswith("left 0:10")
+
+
+def test_an_evaluation_compares_the_memory_with_that_of_another_document() -> None:
+    line = heldout_line({"next_token": 1.2344, "other_memory": 3.4567, "alignment": 0.1}, 12)
+    assert line == "held-out after step 12: 1.234 nats per answer token; 3.457 with another document's memory"
+
+
+def test_an_evaluation_without_next_tokens_shows_what_there_is() -> None:
+    assert heldout_line({"alignment": 0.5}, 0) == "held-out after step 0: alignment 0.5000"

@@ -1,0 +1,601 @@
+"""The main job on a tiny base: what a run leaves, prints and refuses, and that stopping and going on change nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import mlx.core as mx
+import mlx.optimizers as optim
+import msgspec
+import numpy as np
+import pytest
+from folders import tiny_folder, write_records
+from mlx.utils import tree_flatten
+
+from clara.core.optim import learning_rate
+from clara.core.step import make_train_step
+from clara.io import cpu
+from clara.io.checkpoint import checkpoints, load_checkpoint
+from clara.io.dataset import training_batches
+from clara.io.records import read_records
+from clara.io.runlog import read_events
+from clara.shell import train
+from clara.shell.answer import answer
+from clara.shell.loop import Step
+from clara.shell.options import to_options
+from clara.shell.setup import data_fingerprint, open_session
+
+SETTINGS = """
+steps = 6
+save_every = 3
+eval_every = 4
+keep = 5
+log_every = 2
+show = 0
+
+[memory]
+doc_max_tokens = 32
+compression_rate = 8
+anchored = true
+
+[lora]
+rank = 4
+dropout = 0.2
+
+[loss]
+alignment_weight = 0.1
+
+[optimizer]
+learning_rate = 0.01
+
+[data]
+batch_size = 3
+accumulate = 2
+max_tokens = 384
+length_multiple = 16
+qa_form = "turns"
+autoencode_share = 0.5
+paraphrase_share = 0.3
+"""
+
+
+class Ran(NamedTuple):
+    """What a command did."""
+
+    status: int
+    out: str
+    err: str
+
+
+class Place(NamedTuple):
+    """Where a run's base, data and settings are."""
+
+    folder: Path
+    base: Path
+    data: Path
+    heldout: Path
+    settings: Path
+
+    def arguments(self, run: Path, *more: str) -> list[str]:
+        """Return the command line of a run."""
+        return [
+            *("--config", str(self.settings), "--model", str(self.base), "--run", str(run)),
+            *("--data", str(self.data), "--heldout", str(self.heldout), *more),
+        ]
+
+
+def place_in(folder: Path) -> Place:
+    """Return a tiny base, eight records, three held-out ones and settings, written to a folder."""
+    (folder / "settings.toml").write_text(SETTINGS)
+    return Place(
+        folder,
+        tiny_folder(folder / "base"),
+        write_records(folder / "data.jsonl", range(8)),
+        write_records(folder / "heldout.jsonl", range(20, 23)),
+        folder / "settings.toml",
+    )
+
+
+def command(*argv: str) -> Ran:
+    """Return what the training command does, run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        status = train.main(argv)
+    return Ran(status, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation() -> Iterator[None]:
+    """Switch compilation on again, which the command switches off on a CPU."""
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Return base, data and settings; tests must not change them."""
+    return place_in(tmp_path_factory.mktemp("place"))
+
+
+@pytest.fixture(scope="module")
+def ran(place: Place) -> Ran:
+    """Return what an uninterrupted run printed."""
+    return command(*place.arguments(place.folder / "whole", "--show", "2"))
+
+
+@pytest.fixture(scope="module")
+def whole(place: Place, ran: Ran) -> Path:
+    """Return the folder of that run; tests must not change it."""
+    assert ran.status == 0, ran.err
+    return place.folder / "whole"
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Place:
+    """Return base, data and settings that a test may change."""
+    return place_in(tmp_path)
+
+
+def copy_until(whole: Path, run: Path, step: int) -> Path:
+    """Return a copy of a run as it was when it had just saved a step, its later metrics not lost yet."""
+    shutil.copytree(whole, run)
+    for path in checkpoints(run / "checkpoints"):
+        if path.name > f"step-{step:06d}":
+            shutil.rmtree(path)
+    return run
+
+
+def losses(run: Path) -> list[tuple[int, float]]:
+    """Return step and loss of each step event of a run."""
+    return [(event["step"], event["loss"]) for event in read_events(run / "metrics.jsonl") if event["event"] == "step"]
+
+
+def values(run: Path) -> list[float]:
+    """Return the losses of a run's steps."""
+    return [loss for _, loss in losses(run)]
+
+
+def heldout(run: Path) -> list[tuple[int, float, float]]:
+    """Return step, loss and loss with another document's memory of each evaluation of a run."""
+    events = [event for event in read_events(run / "metrics.jsonl") if event["event"] == "heldout"]
+    return [(event["step"], event["next_token"], event["other_memory"]) for event in events]
+
+
+def saved(run: Path, step: int = 6) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
+    """Return dtype, shape and bytes of every tensor in a run's checkpoint."""
+    tensors: dict[str, mx.array] = {}
+    for name in ("adapters", "optimizer"):
+        leaves: Any = mx.load(str(run / "checkpoints" / f"step-{step:06d}" / f"{name}.safetensors"))
+        tensors |= {f"{name}/{path}": leaf for path, leaf in leaves.items()}
+    return {path: (str(leaf.dtype), leaf.shape, np.array(leaf).tobytes()) for path, leaf in sorted(tensors.items())}
+
+
+def assert_same_end(run: Path, other: Path) -> None:
+    """Assert that two runs ended with the same losses and, bit for bit, the same tensors."""
+    assert losses(run) == losses(other)
+    found, wanted = saved(run), saved(other)
+    assert found.keys() == wanted.keys()
+    assert [path for path in wanted if found[path] != wanted[path]] == []
+
+
+def test_a_run_leaves_its_configuration_metrics_curve_and_checkpoints(whole: Path, place: Place) -> None:
+    assert sorted(os.listdir(whole)) == ["checkpoints", "config.json", "loss.svg", "metrics.jsonl"]
+    assert [path.name for path in checkpoints(whole / "checkpoints")] == ["step-000003", "step-000006"]
+    options = to_options(json.loads((whole / "config.json").read_text()))
+    assert (options.model, options.steps, options.data.accumulate) == (str(place.base), 6, 2)
+    assert load_checkpoint(whole / "checkpoints" / "step-000006").config == msgspec.to_builtins(options)
+    root = ElementTree.parse(whole / "loss.svg").getroot()
+    curves = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
+    assert [len(curve.attrib["points"].split()) for curve in curves] == [6, 3, 3]
+
+
+def test_the_metrics_hold_every_step_and_every_evaluation(whole: Path) -> None:
+    events = read_events(whole / "metrics.jsonl")
+    assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3, 4, 5, 6]
+    assert [event["step"] for event in events if event["event"] == "heldout"] == [0, 4, 6]
+    for event in events:
+        wanted = {"loss", "tokens", "seconds", "peak_gb"} if event["event"] == "step" else {"other_memory"}
+        assert wanted | {"next_token", "alignment"} <= event.keys()
+    assert all(e["loss"] == pytest.approx(e["next_token"] + 0.1 * e["alignment"]) for e in events if "loss" in e)
+
+
+def test_training_lowers_the_loss(place: Place, tmp_path: Path) -> None:
+    shares = ("--autoencode-share", "0", "--paraphrase-share", "0", "--dropout", "0", "--steps", "24")
+    assert command(*place.arguments(tmp_path / "run", *shares, "--learning-rate", "0.03")).status == 0
+    (_, first, _), *_, (_, last, _) = heldout(tmp_path / "run")
+    assert last < first - 0.5
+
+
+def test_what_is_printed_says_what_runs_how_far_it_is_and_what_was_learnt(ran: Ran, place: Place) -> None:
+    lines = ran.out.splitlines()
+    assert (ran.status, ran.err) == (0, "")
+    heading = dict(line.split(maxsplit=1) for line in lines[:5])
+    assert list(heading) == ["device", "base", "memory", "training", "run"]
+    assert str(place.base) in heading["base"] and "llama" in heading["base"]
+    assert heading["memory"] == "4 vectors for up to 32 tokens, anchored"
+    assert f"8 records of {place.data}" in heading["training"] and "6 steps of 3" in heading["training"]
+    assert heading["run"] == str(place.folder / "whole")
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["2/6", "4/6", "6/6"]
+    assert sum(line.startswith("held-out after step ") for line in lines) == 3
+    assert lines[-1] == f"run folder: {place.folder / 'whole'}"
+    asked = [line.split(maxsplit=1) for line in lines if line.startswith("  ")]
+    assert [words[0] for words in asked] == ["question", "answer", "expected"] * 2
+    shown = [words[1] for words in asked if words[0] != "answer"]
+    assert shown == ["Which lamp?", "20", "How does lamp 21 burn?", "red"]
+
+
+def test_the_answers_shown_are_those_of_the_parameters_that_were_saved(ran: Ran, whole: Path, place: Place) -> None:
+    checkpoint = load_checkpoint(whole / "checkpoints" / "step-000006")
+    session = open_session(to_options(checkpoint.config), checkpoint)
+    for i, record in enumerate(read_records(str(place.heldout))[:2]):
+        reply = "".join(answer(session, record.docs, record.questions[i])).strip()
+        assert f"answer    {reply}\n" in ran.out
+
+
+def test_the_loss_is_that_of_a_loop_that_a_reader_would_write(whole: Path) -> None:
+    options = to_options(json.loads((whole / "config.json").read_text()))
+    session = open_session(options)
+    records = read_records(options.data.data)
+    train_step = make_train_step(session.base, session.config)
+    params, own = session.params, options.optimizer
+    optimizer = optim.AdamW(
+        learning_rate(own, options.steps), [own.beta1, own.beta2], own.eps, 0.0, bias_correction=True
+    )
+    found = []
+    for batch in training_batches(records, session.encoder, options.data, options.steps):
+        loss, _, grads = train_step(params, batch.batches)
+        grads, _ = optim.clip_grad_norm(grads, own.clip_norm)
+        params = optimizer.apply_gradients(grads, params)
+        mx.eval(params, optimizer.state)
+        found.append(loss.item())
+    assert found == pytest.approx(values(whole), rel=1e-6)
+    last = load_checkpoint(whole / "checkpoints" / "step-000006").params
+    for name, leaf in tree_flatten(params):
+        wanted = np.array(dict(tree_flatten(last))[name])
+        np.testing.assert_allclose(np.array(leaf), wanted, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_dropout_tasks_and_micro_batches_are_on_in_these_runs(whole: Path, place: Place, tmp_path: Path) -> None:
+    for i, change in enumerate((["--dropout", "0"], ["--autoencode-share", "0"], ["--paraphrase-share", "0"])):
+        run = tmp_path / str(i)
+        assert command(*place.arguments(run, *change)).status == 0
+        assert losses(run)[1:] != losses(whole)[1:], change
+    options = to_options(json.loads((whole / "config.json").read_text()))
+    assert options.data.accumulate > 1 and options.data.batch_size % options.data.accumulate
+
+
+def test_two_runs_are_bit_for_bit_alike(whole: Path, place: Place, tmp_path: Path) -> None:
+    assert command(*place.arguments(tmp_path / "again")).status == 0
+    assert_same_end(tmp_path / "again", whole)
+
+
+def test_a_resumed_run_ends_bit_for_bit_like_one_that_was_not_stopped(whole: Path, tmp_path: Path) -> None:
+    run = copy_until(whole, tmp_path / "run", 3)
+    ran = command("--resume", str(run))
+    assert (ran.status, ran.err) == (0, "")
+    assert_same_end(run, whole)
+    assert heldout(run) == heldout(whole)
+
+
+def test_ctrl_c_saves_and_the_command_it_prints_goes_on_to_the_same_end(
+    whole: Path, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = train.record_step
+
+    def press(job: train.Job, step: Step, seconds: list[float]) -> None:
+        real(job, step, seconds)
+        if step.number == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "record_step", press)
+        stopped = command(*place.arguments(tmp_path / "run"))
+    assert stopped.status == 130 and stopped.err == ""
+    assert "stopping after this step; press Ctrl-C again to stop at once" in stopped.out
+    last = stopped.out.splitlines()[-1]
+    goes_on = f"{train.COMMAND} --resume {tmp_path / 'run'}"
+    assert last == f"interrupted; saved step 4. Go on with: {goes_on}"
+    assert signal.getsignal(signal.SIGINT) is before
+    assert command(*goes_on.removeprefix(train.COMMAND).split()).status == 0
+    assert_same_end(tmp_path / "run", whole)
+
+
+def test_ctrl_c_pressed_twice_stops_at_once_without_a_traceback(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*_: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(train, "record_step", press)
+    stopped = command(*place.arguments(tmp_path / "run"))
+    assert (stopped.status, stopped.err) == (130, "\nstopped at once; what was saved before is intact\n")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def test_ctrl_c_before_the_first_step_saves_after_it(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "measure", lambda *_: signal.raise_signal(signal.SIGINT))
+    stopped = command(*place.arguments(tmp_path / "run"))
+    assert stopped.status == 130 and "interrupted; saved step 1." in stopped.out
+    assert load_checkpoint(tmp_path / "run" / "checkpoints" / "step-000001").manifest.step == 1
+
+
+def test_ctrl_c_while_the_base_is_loaded_ends_without_a_traceback(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "open_session", press)
+    stopped = command(*place.arguments(tmp_path / "run"))
+    assert (stopped.status, stopped.out) == (130, "") and stopped.err.startswith("\nstopped at once")
+    assert not (tmp_path / "run").exists()
+
+
+def environment() -> dict[str, str]:
+    """Return the variables of a fresh process, which takes the renamed BLAS from the cache of the tests' own user."""
+    return os.environ | {"PYTHONPATH": str(Path(train.__file__).parents[2]), "PYTHONWARNINGS": "error::RuntimeWarning"}
+
+
+def test_the_module_runs_as_a_command(whole: Path, place: Place, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "clara.shell.train", *place.arguments(tmp_path / "run")]
+    ran = subprocess.run(argv, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert f"run folder: {tmp_path / 'run'}" in ran.stdout
+    assert values(tmp_path / "run") == pytest.approx(values(whole), rel=1e-4)
+
+
+def test_a_command_that_fails_says_so_without_a_traceback(place: Place, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "clara.shell.train", "--data", str(tmp_path / "absent.jsonl")]
+    ran = subprocess.run(argv, cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=120)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(f"error: {tmp_path / 'absent.jsonl'}: does not exist") and ran.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="sends the signal that a terminal sends")
+def test_an_interrupted_process_saves_and_ends_with_130(place: Place, tmp_path: Path) -> None:
+    long = ("--steps", "100000", "--save-every", "0", "--log-every", "1")
+    argv = [sys.executable, "-m", "clara.shell.train", *place.arguments(tmp_path / "run", *long)]
+    with subprocess.Popen(
+        argv, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert any(line.startswith("step ") for line in process.stdout), "it ended before its first step"
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, err) == (130, "")
+    (path,) = checkpoints(tmp_path / "run" / "checkpoints")
+    step = load_checkpoint(path).manifest.step
+    goes_on = f"{train.COMMAND} --resume {tmp_path / 'run'}"
+    assert out.splitlines()[-1] == f"interrupted; saved step {step}. Go on with: {goes_on}"
+    assert losses(tmp_path / "run")[-1][0] == step
+
+
+def test_a_second_run_in_a_folder_is_refused(whole: Path, place: Place) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*"))
+    ran = command(*place.arguments(whole))
+    assert ran.status == 1
+    assert ran.err == f"error: {whole}: holds a run already; go on with it by --resume {whole}, or give another --run\n"
+    assert sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")) == before
+
+
+def test_a_folder_whose_run_never_saved_starts_anew(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(*_: Any) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "save", crash)
+        with pytest.raises(MemoryError):
+            command(*place.arguments(tmp_path / "run", "--steps", "3"))
+    assert command(*place.arguments(tmp_path / "run", "--steps", "3")).status == 0
+    events = [(event["event"], event["step"]) for event in read_events(tmp_path / "run" / "metrics.jsonl")]
+    assert events == [("heldout", 0), ("step", 1), ("step", 2), ("step", 3), ("heldout", 3)]
+
+
+BAD_DATA = {
+    "a broken line": ('{"docs": ["a"]', "data.jsonl:9: not a JSON object"),
+    "two documents": ('{"id": "two", "docs": ["a", "b"], "question": "q", "answer": "a"}', "record two: 2 documents"),
+    "an answer too long": (
+        json.dumps({"id": "long", "docs": ["a"], "question": "q", "answer": "a" * 400}),
+        "long: template, memory and answer take",
+    ),
+}
+
+
+@pytest.mark.parametrize("which", ["data", "heldout"])
+@pytest.mark.parametrize(("line", "said"), BAD_DATA.values(), ids=BAD_DATA)
+def test_bad_data_is_refused_before_any_step(line: str, said: str, which: str, own: Place) -> None:
+    path = own.data if which == "data" else own.heldout
+    path.write_text(path.read_text() + line + "\n")
+    ran = command(*own.arguments(own.folder / "run"))
+    if which == "heldout":
+        said = said.replace("data.jsonl:9", "heldout.jsonl:4")
+    assert ran.status == 1 and ran.err.startswith("error: ") and said in ran.err and ran.err.count("\n") == 1
+    assert not any(line.startswith("step ") for line in ran.out.splitlines())
+    assert not (own.folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--model", "/nowhere/base"], "/nowhere/base: no such folder"),
+        (["--recipe", "soup"], "--recipe soup: not one of"),
+        (["--steps", "0"], "$.steps"),
+        (["--run", "/dev/null/run"], "/dev/null/run: cannot be made"),
+        (["--resume", "/nowhere/run"], "/nowhere/run: no whole checkpoint found"),
+        (["--config", "/nowhere/run.toml"], "/nowhere/run.toml: cannot be read"),
+    ],
+)
+def test_what_cannot_be_run_is_said_in_one_line(more: list[str], said: str, place: Place, tmp_path: Path) -> None:
+    ran = command(*place.arguments(tmp_path / "run", *more))
+    assert ran.status == 1 and not any(line.startswith("step ") for line in ran.out.splitlines())
+    assert ran.err.startswith("error: ") and said in ran.err and ran.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def poisoned(*arguments: Any) -> Any:
+        step = make_train_step(*arguments)
+        calls: list[int] = []
+
+        def train_step(params: Any, batch: Any) -> Any:
+            calls.append(1)
+            loss, metrics, grads = step(params, batch)
+            return loss, metrics | {"loss": metrics["loss"] * (float("nan") if len(calls) == 5 else 1)}, grads
+
+        return train_step
+
+    monkeypatch.setattr(train, "make_train_step", poisoned)
+    ran = command(*place.arguments(tmp_path / "run"))
+    assert ran.status == 1 and ran.err.startswith("error: step 5: the loss is nan; its records: r")
+    assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000003"]
+    assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_another_base_is_refused_on_resume(whole: Path, place: Place, tmp_path: Path) -> None:
+    other = tiny_folder(tmp_path / "other", seed=1)
+    ran = command("--resume", str(copy_until(whole, tmp_path / "run", 3)), "--model", str(other))
+    assert ran.status == 1
+    assert f"model: {str(place.base)!r} before, {str(other)!r} now" in ran.err
+
+
+def test_a_base_that_changed_in_its_place_is_refused_on_resume(own: Place) -> None:
+    assert command(*own.arguments(own.folder / "run", "--steps", "1")).status == 0
+    tiny_folder(own.base, seed=1)
+    ran = command("--resume", str(own.folder / "run"), "--steps", "2")
+    assert ran.status == 1 and "was trained on another base (fingerprint " in ran.err
+
+
+def test_other_data_is_refused_on_resume(whole: Path, place: Place, tmp_path: Path) -> None:
+    other = write_records(tmp_path / "other.jsonl", range(8))
+    ran = command("--resume", str(copy_until(whole, tmp_path / "run", 3)), "--data", str(other))
+    assert ran.status == 1 and f"data.data: {str(place.data)!r} before, {str(other)!r} now" in ran.err
+
+
+def test_data_that_changed_in_its_place_is_refused_on_resume(own: Place) -> None:
+    assert command(*own.arguments(own.folder / "run", "--steps", "1")).status == 0
+    write_records(own.data, range(1, 9))
+    ran = command("--resume", str(own.folder / "run"), "--steps", "2")
+    assert ran.status == 1 and f"{own.data}: not the data that this run was started with" in ran.err
+
+
+def test_a_checkpoint_names_the_data_that_was_trained_on_not_what_became_of_the_file(
+    own: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, real = data_fingerprint(str(own.data)), train.record_step
+
+    def edit(job: train.Job, step: Step, seconds: list[float]) -> None:
+        real(job, step, seconds)
+        write_records(own.data, range(3))
+
+    monkeypatch.setattr(train, "record_step", edit)
+    assert command(*own.arguments(own.folder / "run", "--steps", "1")).status == 0
+    assert load_checkpoint(own.folder / "run" / "checkpoints" / "step-000001").manifest.data == before
+
+
+def test_a_finished_run_wants_more_steps_to_go_on(whole: Path) -> None:
+    ran = command("--resume", str(whole))
+    assert ran.status == 1 and "has done 6 of 6 steps; give a larger --steps to go on" in ran.err
+
+
+def test_a_finished_run_goes_on_with_more_steps(whole: Path, tmp_path: Path) -> None:
+    run = copy_until(whole, tmp_path / "run", 6)
+    assert command("--resume", str(run), "--steps", "8").status == 0
+    assert [step for step, _ in losses(run)] == [1, 2, 3, 4, 5, 6, 7, 8]
+    assert losses(run)[:6] == losses(whole)
+    assert to_options(json.loads((run / "config.json").read_text())).steps == 8
+
+
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_note(whole: Path, tmp_path: Path) -> None:
+    run = copy_until(whole, tmp_path / "run", 6)
+    damaged = run / "checkpoints" / "step-000006" / "adapters.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    ran = command("--resume", str(run))
+    assert (ran.status, ran.err) == (0, "")
+    note, *_ = ran.out.splitlines()
+    assert note.startswith(f"skipped a damaged checkpoint: {damaged}: ")
+    assert_same_end(run, whole)
+
+
+def test_without_a_run_folder_one_is_made_under_runs(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command(*place.arguments(Path(""), "--run", "", "--steps", "1")).status == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.endswith("-pretrain") and (run / "checkpoints" / "step-000001").is_dir()
+
+
+def test_held_out_data_may_be_left_out(place: Place, tmp_path: Path) -> None:
+    ran = command(*place.arguments(tmp_path / "run", "--heldout", "", "--steps", "1", "--show", "2"))
+    assert (ran.status, ran.err) == (0, "")
+    assert "held-out" not in ran.out and "question" not in ran.out
+
+
+def test_eval_records_limits_what_is_evaluated(own: Place) -> None:
+    bad = {"id": "x", "docs": ["z" * 31], "question": "Which?", "answer": "none at all"}
+    with own.heldout.open("a") as file:
+        file.write(json.dumps(bad) + "\n")
+    few, many = (own.folder / name for name in ("few", "many"))
+    for run, more in ((few, ["--eval-records", "3"]), (many, [])):
+        assert command(*own.arguments(run, *more, "--steps", "1")).status == 0
+    first = [read_events(run / "metrics.jsonl")[0]["next_token"] for run in (few, many)]
+    assert first[0] != first[1]
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"docs": ["A lamp."], "data_type": "autoencode", "question": "Which?"},
+        {"docs": ["A lamp."], "data_type": "paraphrase", "question": ["Which?", "Why?"], "answers": ["Light."]},
+    ],
+    ids=["no answer", "fewer answers"],
+)
+def test_held_out_questions_of_other_tasks_do_not_break_the_end(record: dict[str, Any], own: Place) -> None:
+    own.heldout.write_text(json.dumps(record) + "\n" + json.dumps(record | {"id": "b"}) + "\n")
+    assert command(*own.arguments(own.folder / "run", "--steps", "1", "--show", "2")).status == 0
+
+
+def test_a_checkpoint_in_the_middle_can_be_gone_on_from_and_is_what_counts_then(whole: Path, tmp_path: Path) -> None:
+    run = copy_until(whole, tmp_path / "run", 6)
+    older = run / "checkpoints" / "step-000003"
+    ran = command("--resume", str(older), "--steps", "5", "--save-every", "1", "--keep", "1")
+    assert ran.status == 0
+    assert (run / "checkpoints" / "step-000005").is_dir(), "what was just written is kept"
+    assert [step for step, _ in losses(run)] == [1, 2, 3, 4, 5]
+
+
+def test_the_line_on_the_blas_is_that_of_this_process(place: Place, tmp_path: Path) -> None:
+    ran = command(*place.arguments(tmp_path / "run", "--steps", "1"))
+    wanted = f"cpu, BLAS: {cpu.preload()}" if mx.default_device() == mx.cpu else "gpu"
+    assert ran.out.splitlines()[0].split(maxsplit=1)[1] == wanted
+
+
+@pytest.mark.slow
+def test_a_compiled_run_gives_the_same_losses(whole: Path, place: Place, tmp_path: Path) -> None:
+    mx.enable_compile()
+    assert command(*place.arguments(tmp_path / "run", "--compile", "on")).status == 0
+    assert values(tmp_path / "run") == pytest.approx(values(whole), rel=1e-4)
