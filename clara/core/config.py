@@ -88,7 +88,7 @@ class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class OptimizerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """AdamW with clipping, linear warm-up and a cosine."""
 
-    learning_rate: Annotated[float, Meta(gt=0, description="Peak learning rate.")] = 1e-4
+    learning_rate: Annotated[float, Meta(gt=0, le=1, description="Peak learning rate.")] = 1e-4
     beta1: Annotated[float, Meta(ge=0, lt=1, description="Decay of the first moment.")] = 0.9
     beta2: Annotated[float, Meta(ge=0, lt=1, description="Decay of the second moment.")] = 0.95
     eps: Annotated[float, Meta(gt=0, description="Added to the root of the second moment.")] = 1e-8

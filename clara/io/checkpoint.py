@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +62,8 @@ def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, mx.array]:
     return leaves
 
 
-def unflatten(leaves: dict[str, mx.array]) -> dict[str, Any]:
-    """Return the nested dicts that `flatten` was given."""
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the nested dicts that `flatten` was given: {"a/b": leaf} gives {"a": {"b": leaf}}."""
     tree: dict[str, Any] = {}
     for path, leaf in leaves.items():
         *folders, name = path.split("/")

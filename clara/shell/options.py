@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from clara.core.config import ComputeConfig, LoraConfig, LossConfig, MemoryConfig, OptimizerConfig, StepConfig
-from clara.io.checkpoint import Checkpoint, newest_checkpoint
+from clara.io.checkpoint import Checkpoint, newest_checkpoint, unflatten
 from clara.io.dataset import DataConfig
 from clara.io.errors import ClaraError
 
@@ -160,18 +160,6 @@ def flag_form(kind: Any) -> dict[str, Any]:
     return {"metavar": {int: "N", float: "X"}.get(kind, "TEXT")}
 
 
-def nested(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Return {"memory/anchored": True, …} as nested dicts."""
-    out: dict[str, Any] = {}
-    for path, value in flags.items():
-        *sections, name = path.split("/")
-        node = out
-        for section in sections:
-            node = node.setdefault(section, {})
-        node[name] = value
-    return out
-
-
 def read_arguments(
     program: str, about: str, argv: Sequence[str] | None = None
 ) -> tuple[Options, Checkpoint | None, list[str]]:
@@ -194,7 +182,7 @@ def read_arguments(
     parser = argparse.ArgumentParser(prog=program, description=about, parents=[early], allow_abbrev=False)
     add_options(parser, layers)
     flags = vars(parser.parse_args(argv))
-    options = to_options(merge(layers, nested({k: v for k, v in flags.items() if k not in vars(first)})), "options")
+    options = to_options(merge(layers, unflatten({k: v for k, v in flags.items() if k not in vars(first)})), "options")
     if checkpoint is not None:
         options = resumed(options, checkpoint)
     return options, checkpoint, notes
