@@ -32,6 +32,8 @@ class Substitute(nn.Module):
 
     def __getattr__(self, name: str) -> Any:
         """Return the original's attribute."""
+        if "original" not in vars(self):
+            raise AttributeError(name)
         return getattr(vars(self)["original"], name)
 
 

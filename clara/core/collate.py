@@ -67,11 +67,15 @@ def collate(examples: Sequence[Example], layout: Layout, key: mx.array, multiple
     """Return the examples as one batch, every length padded to a multiple of `multiple`.
 
     key: uint32[2]. Documents of all examples stand in one axis N; where their number differs from example to example,
-    N is filled up with empty documents so that it depends on the largest number alone.
+    N is filled up with empty documents so that it depends on the largest number alone; it is at least one. Raises
+    ValueError, naming the example, where an answer begins a row: nothing could predict its first token.
     """
+    for example in examples:
+        if example.roles[:1] == (ANSWER,):
+            raise ValueError(f"{example.name}: its first token belongs to the answer; wanted a prompt before it")
     documents = [document for example in examples for document in example.documents]
-    rows = len(examples) * max(len(example.documents) for example in examples)
-    width = bucket(max(len(d) for d in documents) + layout.num_memory_tokens, multiple)
+    rows = max(len(examples) * max(len(example.documents) for example in examples), 1)
+    width = bucket(max((len(d) for d in documents), default=0) + layout.num_memory_tokens, multiple)
     first = np.cumsum([0] + [len(example.documents) for example in examples]) * layout.num_memory_tokens
     tokens = [
         [t + int(shift) if t >= layout.first_slot else t for t in example.tokens]

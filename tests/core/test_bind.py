@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 
@@ -193,6 +194,13 @@ def test_an_architecture_without_an_embedding_is_refused(module: nn.Module) -> N
         bind(module)
 
 
+def test_an_architecture_without_a_body_of_its_own_is_refused() -> None:
+    module = nn.Module()
+    module.embed_tokens, module.layers = nn.Embedding(4, 4), [nn.Linear(4, 4)]
+    with pytest.raises(ValueError, match="no part that holds both"):
+        bind(module)
+
+
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_adapted_linears_have_the_true_shapes_quantized_or_not(model_type: str) -> None:
     module = tiny_module(model_type)
@@ -292,3 +300,10 @@ def test_embed_takes_the_place_of_the_table() -> None:
     logits = bind(module, embed=lambda ids: seen.append(ids) or start)(tokens())
     assert_same(seen[0], tokens())
     assert_same(logits, head(module)(hidden_states(module, start)))
+
+
+def test_a_substitute_can_be_copied() -> None:
+    linear = nn.Linear(2, 3)
+    twin = copy.copy(Substitute(linear, lambda x: x + 1))
+    assert twin(1) == 2
+    assert twin.weight is linear.weight

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tiny import tiny_layout
+from tiny import tiny_example, tiny_layout
 
 from clara.core.collate import (
     ANSWER,
@@ -183,6 +183,13 @@ def test_truncate_leaves_an_example_that_fits_as_it_is(example: Example) -> None
     assert truncate(example, len(example.tokens)) == example
 
 
+@given(examples())
+def test_truncate_may_drop_every_input_token(example: Example) -> None:
+    bare = [(t, r) for t, r in zip(example.tokens, example.roles, strict=True) if r != INPUT]
+    cut = truncate(example, len(bare))
+    assert list(zip(cut.tokens, cut.roles, strict=True)) == bare
+
+
 @given(examples(), limits)
 def test_truncate_fails_by_name_where_no_input_is_left_to_drop(example: Example, limit: int) -> None:
     kept = len(example.tokens) - example.roles.count(INPUT)
@@ -211,3 +218,15 @@ def test_document_slot_ids_count_on_from_document_to_document() -> None:
 
 def test_pad_fills_with_zeros_to_the_right_and_below() -> None:
     assert pad([[1, 2], [], [3]], 4, 3).tolist() == [[1, 2, 0], [0, 0, 0], [3, 0, 0], [0, 0, 0]]
+
+
+def test_examples_without_documents_get_one_empty_document() -> None:
+    batch = collate([tiny_example(0, documents=()), tiny_example(1, documents=())], tiny_layout(), mx.random.key(0))
+    assert batch.documents.lengths.tolist() == [0]
+    assert (batch.tokens < tiny_layout().first_slot).all().item()
+
+
+def test_an_answer_with_nothing_before_it_is_refused_by_name() -> None:
+    headless = tiny_example(0)._replace(name="line 3", tokens=(4, 5), roles=(ANSWER, ANSWER))
+    with pytest.raises(ValueError, match="line 3"):
+        collate([headless], tiny_layout(), mx.random.key(0))

@@ -283,6 +283,20 @@ def test_compute_options_change_no_result() -> None:
     assert_close(terms_and_gradient(base, thrifty, params, batch), expected, 1e-5)
 
 
+def test_logits_exist_for_one_chunk_of_answers_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, config, rows = tiny_base(), tiny_config(compute=ComputeConfig(logits_chunk=5)), []
+
+    def spy(module: nn.Module) -> Any:
+        own = head(module)
+        return lambda hidden: rows.append(hidden.shape[1]) or own(hidden)
+
+    monkeypatch.setattr("clara.core.stages.head", spy)
+    batch = tiny_batch(*EXAMPLES)
+    pretrain_terms(base, config, tiny_params(base, config), batch)
+    assert max(rows) == 5
+    assert sum(rows) == batch.targets.size
+
+
 def test_dropout_changes_every_term_and_follows_the_key_of_the_batch() -> None:
     base, config = tiny_base(), tiny_config(dropout=0.5)
     params = tiny_params(base, config)
@@ -294,19 +308,19 @@ def test_dropout_changes_every_term_and_follows_the_key_of_the_batch() -> None:
         assert difference(first[name][0], other[name][0]) > 1e-3
 
 
-def test_compressor_and_generator_have_dropout_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compressor_and_generator_have_dropout_of_their_own_at_every_key(monkeypatch: pytest.MonkeyPatch) -> None:
     base, config = tiny_base(), tiny_config(dropout=0.5)
-    params, batch, keys = tiny_params(base, config), tiny_batch(), []
+    params, keys = tiny_params(base, config), []
 
     def spy(module: nn.Module, embeddings: mx.array, adapter: Adapter, **how: Any) -> mx.array:
-        keys.append(how["key"].tolist())
+        keys.append(tuple(how["key"].tolist()))
         return hidden_states(module, embeddings, adapter, **how)
 
     monkeypatch.setattr("clara.core.stages.hidden_states", spy)
     monkeypatch.setattr("clara.core.compress.hidden_states", spy)
-    pretrain_terms(base, config, params, batch)
-    assert len(keys) == 2
-    assert keys[0] != keys[1]
+    for key in (1, 2):
+        pretrain_terms(base, config, params, tiny_batch(key=key))
+    assert len(set(keys)) == len(keys) == 4
 
 
 def test_dropout_is_off_outside_of_training() -> None:
