@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
 
 from clara.core.config import Layout
-from clara.core.types import Batch, Documents
+from clara.core.types import Batch, Documents, Retrieval
+
+Tokens = tuple[int, ...]
+
+CANDIDATE_MULTIPLE = 5
+"""Candidates are padded to a multiple of this, so that sets of 4 to 20 have few shapes."""
 
 FIXED, INPUT, ANSWER = 0, 1, 2
 """Roles of decoder tokens: template and slots; input that may be cut; answer, which is learnt and never cut."""
@@ -26,10 +31,17 @@ class Example(NamedTuple):
     """Decoder tokens; slot i of this example's own memories is `layout.first_slot + i`."""
     roles: tuple[int, ...]
     """FIXED, INPUT or ANSWER for each token."""
+    question: tuple[int, ...] = ()
+    """What the example chooses its documents by: the question's tokens, framed like a document."""
+    positives: tuple[int, ...] = ()
+    """Which of the documents hold the answer, counted from 0."""
 
 
 def frame_document(ids: Sequence[int], layout: Layout, doc_max_tokens: int) -> tuple[int, ...]:
     """Return a document's tokens, cut to doc_max_tokens, between the layout's prefix and suffix."""
+    if layout.cuts_suffix:
+        whole = (*layout.prefix, *ids, *layout.suffix)
+        return whole[: len(layout.prefix) + doc_max_tokens + len(layout.suffix)]
     return (*layout.prefix, *ids[:doc_max_tokens], *layout.suffix)
 
 
@@ -63,35 +75,79 @@ def bucket(length: int, multiple: int) -> int:
     return max(-(-length // multiple), 1) * multiple
 
 
-def collate(examples: Sequence[Example], layout: Layout, key: mx.array, multiple: int = 32) -> Batch:
+def collate(
+    examples: Sequence[Example],
+    layout: Layout,
+    key: mx.array,
+    multiple: int = 32,
+    top_k: int | None = None,
+    memory: Callable[[Sequence[Tokens]], mx.array] | None = None,
+) -> Batch:
     """Return the examples as one batch, every length padded to a multiple of `multiple`.
 
-    key: uint32[2]. Documents of all examples stand in one axis N; where their number differs from example to example,
-    N is filled up with empty documents so that it depends on the largest number alone; it is at least one. Raises
-    ValueError, naming the example, where an answer begins a row: nothing could predict its first token.
+    key: uint32[2]. A document of several examples is in the batch once. top_k: how many documents each example will
+    choose; its questions and positives then come along. memory: gives the memories of documents, float[n, M, D],
+    which stand in the batch in place of their tokens. Raises ValueError, naming the example, where an answer begins a
+    row: nothing could predict its first token.
     """
     for example in examples:
         if example.roles[:1] == (ANSWER,):
             raise ValueError(f"{example.name}: its first token belongs to the answer; wanted a prompt before it")
-    documents = [document for example in examples for document in example.documents]
-    rows = max(len(examples) * max(len(example.documents) for example in examples), 1)
-    width = bucket(max((len(d) for d in documents), default=0) + layout.num_memory_tokens, multiple)
-    first = np.cumsum([0] + [len(example.documents) for example in examples]) * layout.num_memory_tokens
+    distinct = list(dict.fromkeys(document for example in examples for document in example.documents))
+    row = {document: i for i, document in enumerate(distinct)}
+    most = max(len(example.documents) for example in examples)
+    width = most if most <= 1 else bucket(most, CANDIDATE_MULTIPLE)
+    candidates = np.full((len(examples), max(width, 1)), -1, dtype=np.int32)
+    for i, example in enumerate(examples):
+        candidates[i, : len(example.documents)] = [row[document] for document in example.documents]
+    rows = bucket(len(distinct), len(examples))
+    slots = (candidates.shape[1] if top_k is None else top_k) * layout.num_memory_tokens
+    return Batch(
+        pad_documents(distinct, layout, rows, multiple) if memory is None else pad_rows(memory(distinct), rows),
+        mx.array(candidates),
+        *decoder_rows(examples, layout, slots, multiple),
+        key,
+        None if top_k is None else questions_of(examples, layout, candidates.shape[1], multiple),
+    )
+
+
+def decoder_rows(
+    examples: Sequence[Example], layout: Layout, slots: int, multiple: int
+) -> tuple[mx.array, mx.array, mx.array, mx.array]:
+    """Return (tokens, target_index, targets, target_mask) of a batch, with room for `slots` memory vectors a row."""
     tokens = [
-        [t + int(shift) if t >= layout.first_slot else t for t in example.tokens]
-        for example, shift in zip(examples, first, strict=False)
+        [t + i * slots if t >= layout.first_slot else t for t in example.tokens] for i, example in enumerate(examples)
     ]
     answers = [[i for i, role in enumerate(example.roles) if role == ANSWER] for example in examples]
     targets = [[example.tokens[i] for i in where] for example, where in zip(examples, answers, strict=True)]
     count = bucket(max(len(where) for where in answers), multiple)
-    return Batch(
-        Documents(pad(documents, rows, width), mx.array([len(d) for d in documents] + [0] * (rows - len(documents)))),
+    return (
         pad(tokens, len(examples), bucket(max(len(row) for row in tokens), multiple)),
         pad([[i - 1 for i in where] for where in answers], len(examples), count),
         pad(targets, len(examples), count),
         mx.arange(count)[None] < mx.array([len(where) for where in answers])[:, None],
-        key,
     )
+
+
+def questions_of(examples: Sequence[Example], layout: Layout, width: int, multiple: int) -> Retrieval:
+    """Return the questions of the examples, in rows of their own length, and which of `width` candidates are right."""
+    positives = np.zeros((len(examples), width), dtype=bool)
+    for i, example in enumerate(examples):
+        positives[i, list(example.positives)] = True
+    questions = pad_documents([example.question for example in examples], layout, len(examples), multiple)
+    return Retrieval(questions, mx.array(positives))
+
+
+def pad_documents(documents: Sequence[Tokens], layout: Layout, rows: int, multiple: int) -> Documents:
+    """Return the documents padded to `rows` rows, each with room for its memory tokens."""
+    width = bucket(max((len(d) for d in documents), default=0) + layout.num_memory_tokens, multiple)
+    lengths = [len(document) for document in documents] + [0] * (rows - len(documents))
+    return Documents(pad(documents, rows, width), mx.array(lengths))
+
+
+def pad_rows(memory: mx.array, rows: int) -> mx.array:
+    """Return memory: float[n, M, D] with zero rows after it, `rows` in all."""
+    return mx.pad(memory, [(0, rows - memory.shape[0]), (0, 0), (0, 0)])
 
 
 def pad(rows: Sequence[Sequence[int]], height: int, width: int) -> mx.array:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal, get_args
 
 from msgspec import Meta, Struct
+
+Stage = Literal["pretrain", "instruct", "retrieval", "end_to_end"]
+"""The training stages, in the paper's order."""
+
+STAGES: tuple[Stage, ...] = get_args(Stage)
+
+CHOOSING: tuple[Stage, ...] = ("retrieval", "end_to_end")
+"""The stages in which a question chooses among candidate documents; the others read every document they are given."""
 
 
 class Layout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -18,6 +26,8 @@ class Layout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Ids before a document's text: `<ENC>` and, where the base has one, `<BOS>`."""
     suffix: tuple[int, ...] = ()
     """Ids after a document's text: `<EOS>`."""
+    cuts_suffix: bool = False
+    """Whether a document that is too long is cut after it was framed, and so loses its suffix, as in the original."""
 
     @property
     def enc_id(self) -> int:
@@ -44,6 +54,9 @@ class MemoryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         bool, Meta(description="Add to each memory vector the mean embedding of its part of the document.")
     ] = False
     anchor_gain: Annotated[float, Meta(gt=0, description="Start value of the trained gain of anchored memory.")] = 0.01
+    cuts_suffix: Annotated[
+        bool, Meta(description="Cut a document that is too long after framing it, as the original does.")
+    ] = False
 
     def __post_init__(self) -> None:
         if self.compression_rate > self.doc_max_tokens:
@@ -72,17 +85,57 @@ class LoraConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
 
 class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The weight of each loss term; a weight of zero costs nothing."""
+    """The weight of each loss term; a weight of zero costs nothing. `stage_loss` has the paper's for each stage."""
 
     next_token_weight: Annotated[float, Meta(ge=0, description="Weight of the next-token loss.")] = 1.0
     alignment_weight: Annotated[
         float,
         Meta(ge=0, description="Weight of the squared difference of mean memory and mean document state."),
     ] = 0.1
+    contrastive_weight: Annotated[
+        float, Meta(ge=0, description="Weight of the contrastive loss of positive among all candidates.")
+    ] = 0.0
 
     def __post_init__(self) -> None:
-        if self.next_token_weight == 0 and self.alignment_weight == 0:
-            raise ValueError("next_token_weight and alignment_weight are both 0: nothing would be trained")
+        if not any(self.weights.values()):
+            raise ValueError("all loss weights are 0: nothing would be trained")
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each term by its name."""
+        return {
+            "next_token": self.next_token_weight,
+            "alignment": self.alignment_weight,
+            "contrastive": self.contrastive_weight,
+        }
+
+
+def stage_loss(stage: Stage) -> LossConfig:
+    """Return the paper's weights of a stage: next-token with 0.1 alignment, contrastive alone, or next-token alone."""
+    if stage == "retrieval":
+        return LossConfig(next_token_weight=0.0, alignment_weight=0.0, contrastive_weight=1.0)
+    return LossConfig(alignment_weight=0.0) if stage == "end_to_end" else LossConfig()
+
+
+class RetrievalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a question chooses among its candidates, in `retrieval` and `end_to_end`."""
+
+    top_k: Annotated[int, Meta(ge=1, description="Documents that a question chooses among its candidates.")] = 5
+    temperature: Annotated[
+        float, Meta(gt=0, description="Softmax temperature of the straight-through top-k and of the contrastive loss.")
+    ] = 0.02
+    taken_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            lt=1,
+            description="What a document that was chosen keeps of its softmax weight in later choices; "
+            "0 masks it out, the original has 1e-8.",
+        ),
+    ] = 0.0
+    train_compressor: Annotated[
+        bool, Meta(description="Train the compressor on, so that documents are compressed anew in each step.")
+    ] = False
 
 
 class OptimizerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -113,7 +166,24 @@ class ComputeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class StepConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All that the mathematics of a training step depends on."""
 
+    stage: Stage = "pretrain"
     memory: MemoryConfig = MemoryConfig()
     lora: LoraConfig = LoraConfig()
     loss: LossConfig = LossConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
     compute: ComputeConfig = ComputeConfig()
+
+    def __post_init__(self) -> None:
+        loss, stage = self.loss, self.stage
+        if stage not in CHOOSING and loss.contrastive_weight:
+            raise ValueError(f"contrastive_weight {loss.contrastive_weight}: stage {stage} has no candidates; wanted 0")
+        if stage == "retrieval" and loss.next_token_weight:
+            raise ValueError(
+                f"next_token_weight {loss.next_token_weight}: stage retrieval asks no generator; wanted 0, "
+                "or stage end_to_end"
+            )
+        if stage in CHOOSING and loss.alignment_weight and not self.retrieval.train_compressor:
+            raise ValueError(
+                f"alignment_weight {loss.alignment_weight}: stage {stage} has a frozen compressor; wanted 0, "
+                "or train_compressor"
+            )

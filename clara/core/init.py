@@ -53,3 +53,11 @@ def init_params(
     if config.memory.anchored:
         params["anchor_gain"] = mx.full((base.special_embeddings.shape[1],), config.memory.anchor_gain)
     return params
+
+
+def add_reasoner(params: Params) -> Params:
+    """Return params with a reasoner: the one they have, or a copy of the compressor (arXiv 2511.18659, section 2.2)."""
+    adapters = params["adapters"]
+    if "reasoner" in adapters:
+        return params
+    return {**params, "adapters": {**adapters, "reasoner": adapters["compressor"]}}

@@ -76,7 +76,28 @@ def chunked_next_token_loss(
 def alignment_loss(memory_mean: mx.array, document_mean: mx.array, mask: mx.array) -> Term:
     """Return the mean over D of the squared difference, summed over documents, and the number of documents.
 
-    memory_mean, document_mean: float32[N, D]; mask: bool[N], False on filler rows. arXiv 2511.18659, equation 3.
+    memory_mean, document_mean: float32[..., D]; mask: bool[...], False where there is no document.
+    arXiv 2511.18659, equation 3.
     """
     squares = mx.square(memory_mean - document_mean).mean(axis=-1)
     return mx.where(mask, squares, 0).sum(), mask.sum().astype(mx.float32)
+
+
+def contrastive_loss(scores: mx.array, positives: mx.array, mask: mx.array, temperature: float) -> Term:
+    """Return −log Σ_positives exp(s/τ) / Σ_all exp(s/τ), summed over questions with a positive, and their number.
+
+    scores: float[B, N]; positives, mask: bool[B, N], mask False on missing candidates; temperature: τ.
+    arXiv 2511.18659, section 2.2.
+    """
+    logits = scores.astype(mx.float32) / temperature
+    right = positives & mask
+    known = right.any(axis=-1)
+    # Rows without a positive are computed as if all were, so that nothing in them is infinite.
+    right = mx.where(known[:, None], right, mask)
+    nats = masked_logsumexp(logits, mask) - masked_logsumexp(logits, right)
+    return mx.where(known, nats, 0).sum(), known.sum().astype(mx.float32)
+
+
+def masked_logsumexp(logits: mx.array, mask: mx.array) -> mx.array:
+    """Return float32[B]: log Σ exp(logits: float[B, N]) where mask: bool[B, N]; a large negative number of nothing."""
+    return mx.logsumexp(mx.where(mask, logits, -1e30), axis=-1)

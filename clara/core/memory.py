@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from clara.core.types import Documents
-
 
 def slot_index(tokens: mx.array, first_slot: int) -> mx.array:
     """Return int32[B, T]: which flattened memory row each position of tokens: int32[B, T] takes; −1 for none.
@@ -74,7 +72,12 @@ def anchor_memory(memory: mx.array, anchor: mx.array, gain: mx.array, embedding_
     return (anchor.astype(mx.float32) + gain * embedding_rms * unit).astype(memory.dtype)
 
 
-def other_documents(documents: Documents) -> Documents:
-    """Return the documents moved on by one, so that every prompt gets the memory of another document."""
-    order = mx.roll(mx.arange(documents.lengths.shape[0]), 1)
-    return Documents(documents.tokens[order], documents.lengths[order])
+def other_documents(candidates: mx.array) -> mx.array:
+    """Return int32[B, N]: for each example the documents of the one before it, repeated in turn to fill its row.
+
+    candidates: int32[B, N], −1 after an example's last document. With [[0, 1, 2], [3, 4, −1]]:
+    [[3, 4, 3], [0, 1, 2]]. Every prompt then gets memory, but of documents that it was not written for.
+    """
+    others = mx.roll(candidates, 1, 0)
+    count = mx.maximum((others >= 0).sum(axis=-1, keepdims=True), 1)
+    return mx.take_along_axis(others, mx.arange(candidates.shape[1])[None] % count, axis=1)

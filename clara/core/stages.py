@@ -1,57 +1,164 @@
-"""The training stages, each a pure loss: (base, config, params, batch) → named terms (sum, count)."""
+"""The training stages, each a pure loss: (base, config, params, batch) → named terms (sum, count).
+
+`pretrain` and `instruct` read every document of an example; `retrieval` and `end_to_end` choose among candidates.
+"""
 
 from __future__ import annotations
+
+from typing import Any
 
 import mlx.core as mx
 
 from clara.core.bind import head, hidden_states
-from clara.core.compress import compress, embed
-from clara.core.config import StepConfig
-from clara.core.losses import alignment_loss, chunked_next_token_loss
+from clara.core.compress import Compressed, compress, embed
+from clara.core.config import CHOOSING, StepConfig
+from clara.core.losses import alignment_loss, chunked_next_token_loss, contrastive_loss
 from clara.core.memory import place_memory, slot_index
-from clara.core.types import Base, Batch, Params, Term
+from clara.core.select import ranking_terms, relevance_scores, select_memory, straight_through_top_k
+from clara.core.types import Base, Batch, Params, Retrieval, Term
+
+Terms = dict[str, Term]
 
 
-def adapter_names() -> tuple[str, ...]:
-    """Return the adapters that `pretrain` trains."""
-    return ("compressor", "generator")
+def trained_leaves(config: StepConfig, params: Params) -> tuple[Params, Params]:
+    """Return (trained, frozen): params in two trees, as the stage has it.
 
-
-def pretrain_counts(config: StepConfig, batch: Batch) -> dict[str, mx.array]:
-    """Return the count of every term of `pretrain_terms` whose weight is not zero, from the batch alone."""
-    counts = {}
-    if config.loss.next_token_weight:
-        counts["next_token"] = batch.target_mask.sum().astype(mx.float32)
-    if config.loss.alignment_weight:
-        counts["alignment"] = (batch.documents.lengths > 0).sum().astype(mx.float32)
-    return counts
-
-
-def pretrain_terms(base: Base, config: StepConfig, params: Params, batch: Batch, train: bool = True) -> dict[str, Term]:
-    """Return the terms of stage `pretrain`: compress the documents, place their memory, predict the answers.
-
-    One document or several in a prompt, any number. Terms of weight zero are not computed. train: apply dropout.
+    `pretrain` and `instruct` train the compressor, with memory embeddings and gain, and the generator; `retrieval` the
+    reasoner; `end_to_end` reasoner and generator; both also the compressor where `train_compressor` says so.
     """
-    keys = mx.random.split(batch.key, 2) if train and config.lora.dropout else (None, None)
-    compressed = compress(base, config, params, batch.documents, keys[0])
-    terms: dict[str, Term] = {}
+    names = {"retrieval": {"reasoner"}, "end_to_end": {"reasoner", "generator"}}.get(config.stage, {"generator"})
+    whole = config.stage not in CHOOSING or config.retrieval.train_compressor
+    names = names | {"compressor"} if whole else names
+    adapters = params["adapters"]
+    rest = {name: leaf for name, leaf in params.items() if name != "adapters"}
+    trained = {"adapters": {name: leaf for name, leaf in adapters.items() if name in names}, **(rest if whole else {})}
+    frozen = {"adapters": {n: leaf for n, leaf in adapters.items() if n not in names}, **({} if whole else rest)}
+    return trained, frozen
+
+
+def joined(first: Params, second: Params) -> Params:
+    """Return two trees of parameters as one; where both have a leaf, the first one's."""
+    return {**second, **first, "adapters": {**second.get("adapters", {}), **first["adapters"]}}
+
+
+def stage_counts(config: StepConfig, batch: Batch) -> dict[str, mx.array]:
+    """Return the count of every term of `stage_terms` whose weight is not zero, from the batch alone.
+
+    Raises ValueError where the batch was collated for another stage.
+    """
+    counts = {"next_token": batch.target_mask.sum(), "alignment": read_documents(batch).sum()}
+    if config.stage in CHOOSING:
+        counts["contrastive"] = (choice_of(batch).positives & (batch.candidates >= 0)).any(axis=-1).sum()
+    return {name: counts[name].astype(mx.float32) for name, weight in config.loss.weights.items() if weight}
+
+
+def stage_terms(base: Base, config: StepConfig, params: Params, batch: Batch, train: bool = True) -> Terms:
+    """Return the terms of the configured stage. Terms of weight zero are not computed. train: apply dropout.
+
+    Evaluation (train False) adds how the candidates rank, where the stage has any.
+    """
+    keys = mx.random.split(batch.key, 3) if train and config.lora.dropout else [None] * 3
+    if config.stage in CHOOSING:
+        return choosing_terms(base, config, params, batch, keys, train)
+    return reading_terms(base, config, params, batch, keys)
+
+
+def reading_terms(base: Base, config: StepConfig, params: Params, batch: Batch, keys: Any) -> Terms:
+    """Return the terms of `pretrain` and `instruct`: compress the documents, place their memory, predict the answers.
+
+    One document or several in a prompt, any number. keys: of the dropout in compressor, generator; None for none.
+    Raises ValueError where the batch was collated for a choosing stage, whose slots are counted otherwise.
+    """
+    if batch.retrieval is not None:
+        raise ValueError(f"the batch was collated with top_k, but stage {config.stage} chooses nothing: wanted none")
+    compressed = compress_documents(base, config, params, batch, keys[0])
+    memory = gather_memory(compressed.memory, batch.candidates)
+    terms: Terms = {}
     if config.loss.next_token_weight:
-        slots = slot_index(batch.tokens, base.layout.first_slot)
-        embeddings = place_memory(embed(base, batch.tokens), compressed.memory, slots)
-        terms["next_token"] = answer_loss(base, config, params, batch, embeddings, keys[1])
+        terms["next_token"] = answer_loss(base, config, params, batch, memory, keys[1])
     if config.loss.alignment_weight:
-        mask = batch.documents.lengths > 0
-        terms["alignment"] = alignment_loss(compressed.memory_mean, compressed.document_mean, mask)
+        terms["alignment"] = documents_alignment(compressed, batch)
     return terms
 
 
+def choosing_terms(base: Base, config: StepConfig, params: Params, batch: Batch, keys: Any, train: bool) -> Terms:
+    """Return the terms of `retrieval` and `end_to_end`: score the candidates, choose, answer from the chosen.
+
+    A frozen compressor gets neither gradient nor dropout. keys: of the dropout in compressor, generator, reasoner.
+    """
+    retrieval = choice_of(batch)
+    mask = batch.candidates >= 0
+    compressed = compress_documents(base, config, params, batch, keys[0])
+    memory = gather_memory(compressed.memory, batch.candidates)
+    query = compress(base, config, params, retrieval.questions, keys[2], adapter="reasoner").memory
+    scores = relevance_scores(query, memory)
+    terms: Terms = {}
+    if config.loss.next_token_weight:
+        how = config.retrieval
+        weights, indices = straight_through_top_k(scores, mask, how.top_k, how.temperature, how.taken_share)
+        chosen = select_memory(weights, indices, memory)
+        terms["next_token"] = answer_loss(base, config, params, batch, chosen, keys[1])
+    if config.loss.alignment_weight:
+        terms["alignment"] = documents_alignment(compressed, batch)
+    if config.loss.contrastive_weight:
+        terms["contrastive"] = contrastive_loss(scores, retrieval.positives, mask, config.retrieval.temperature)
+    return terms if train else terms | ranking_terms(scores, retrieval.positives, mask, config.retrieval.top_k)
+
+
+def choice_of(batch: Batch) -> Retrieval:
+    """Return what the batch's questions choose by. Raises ValueError where it was collated for another stage."""
+    if batch.retrieval is None:
+        raise ValueError("the batch has no questions to choose by: collate it with top_k, as a choosing stage wants it")
+    return batch.retrieval
+
+
+def compress_documents(
+    base: Base, config: StepConfig, params: Params, batch: Batch, key: mx.array | None
+) -> Compressed:
+    """Return the memories of a batch's documents, computed unless it carries them; of a frozen compressor, constants.
+
+    Raises ValueError where the batch carries memories but the alignment loss wants the states behind them.
+    """
+    if isinstance(batch.documents, mx.array):
+        if config.loss.alignment_weight:
+            raise ValueError("alignment_weight is not 0, but the batch carries memories: wanted documents as tokens")
+        none = mx.zeros((0,))
+        return Compressed(batch.documents, none, none)
+    if config.stage not in CHOOSING or config.retrieval.train_compressor:
+        return compress(base, config, params, batch.documents, key)
+    done = compress(base, config, params, batch.documents)
+    return Compressed(*(mx.stop_gradient(part) for part in done))
+
+
+def gather_memory(memory: mx.array, candidates: mx.array) -> mx.array:
+    """Return float[B, N, M, D]: memory: float[U, M, D] at candidates: int32[B, N]; zero where that is −1."""
+    if memory.shape[0] == 0:
+        return mx.zeros((*candidates.shape, *memory.shape[1:]), dtype=memory.dtype)
+    return mx.where((candidates >= 0)[..., None, None], memory[mx.maximum(candidates, 0)], 0)
+
+
+def documents_alignment(compressed: Compressed, batch: Batch) -> Term:
+    """Return the alignment loss over every document of every example."""
+    rows = mx.maximum(batch.candidates, 0)
+    return alignment_loss(compressed.memory_mean[rows], compressed.document_mean[rows], read_documents(batch))
+
+
+def read_documents(batch: Batch) -> mx.array:
+    """Return bool[B, N]: which candidates are documents, and not empty ones, which have no states to align with."""
+    there = batch.candidates >= 0
+    if isinstance(batch.documents, mx.array):
+        return there
+    return there & (batch.documents.lengths[mx.maximum(batch.candidates, 0)] > 0)
+
+
 def answer_loss(
-    base: Base, config: StepConfig, params: Params, batch: Batch, embeddings: mx.array, key: mx.array | None
+    base: Base, config: StepConfig, params: Params, batch: Batch, memory: mx.array, key: mx.array | None
 ) -> Term:
-    """Return the generator's next-token loss over the answer positions of embeddings: float[B, T, D]."""
+    """Return the generator's next-token loss over the answers, its slots filled from memory: float[B, K, M, D]."""
+    slots = slot_index(batch.tokens, base.layout.first_slot)
     hidden = hidden_states(
         base.module,
-        embeddings,
+        place_memory(embed(base, batch.tokens), memory, slots),
         params["adapters"]["generator"],
         scale=config.lora.scale,
         dropout=config.lora.dropout,
@@ -62,8 +169,9 @@ def answer_loss(
     own = head(base.module)
 
     def logits(hidden: mx.array) -> mx.array:
+        rows = own(hidden)[..., : base.head_size]
         if base.head_rows is None:
-            return own(hidden)
-        return mx.concatenate([own(hidden), hidden @ base.head_rows.astype(hidden.dtype).T], axis=-1)
+            return rows
+        return mx.concatenate([rows, hidden @ base.head_rows.astype(hidden.dtype).T], axis=-1)
 
     return chunked_next_token_loss(logits, hidden, batch.targets, batch.target_mask, config.compute.logits_chunk)

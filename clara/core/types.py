@@ -1,7 +1,7 @@
 """What crosses function borders: axis letters, and the tuples that `mx.compile` can take apart.
 
-Axes, used in every docstring: B batch, T decoder tokens, S document tokens, N documents, M memory tokens,
-A answer positions, D hidden, R rank, V vocabulary. Masks are bool, True = keep.
+Axes, used in every docstring: B batch, T decoder tokens, S document tokens, N documents or candidates, K selected
+documents, M memory tokens, A answer positions, D hidden, R rank, V vocabulary. Masks are bool, True = keep.
 """
 
 from __future__ import annotations
@@ -32,11 +32,13 @@ class Base(NamedTuple):
     layout: Layout
     """Ids and counts of the special tokens."""
     special_embeddings: mx.array
-    """float[2, D]: input embeddings of `<ENC>` and `<SEP>`, frozen."""
+    """float[2, D]: input embeddings of `<ENC>` and `<SEP>`, frozen; further rows are kept for exchange, not used."""
     embedding_rms: mx.array
     """float[]: root mean square of the embedding table; the scale of anchored memory."""
     head_rows: mx.array | None = None
     """float[X, D]: head rows of special tokens that a converted checkpoint brings; the softmax then runs over V + X."""
+    head_size: int | None = None
+    """Rows of the base's own head that the softmax runs over; None for all. A converted checkpoint may have fewer."""
 
 
 class Documents(NamedTuple):
@@ -48,10 +50,22 @@ class Documents(NamedTuple):
     """int32[N]: tokens before the memory slots; 0 marks a filler row."""
 
 
+class Retrieval(NamedTuple):
+    """What the questions of a batch choose by."""
+
+    questions: Documents
+    """The questions, framed like documents, one row an example."""
+    positives: mx.array
+    """bool[B, N]: candidates that hold the answer."""
+
+
 class Batch(NamedTuple):
     """Everything one step reads, its randomness included."""
 
-    documents: Documents
+    documents: Documents | mx.array
+    """The distinct documents, as tokens, or as memories that were computed before: float[U, M, D]."""
+    candidates: mx.array
+    """int32[B, N]: each example's documents, as rows of `documents`; −1 where it has fewer."""
     tokens: mx.array
     """int32[B, T]: prompts and answers; ids from `layout.first_slot` on stand for memory vectors (see `slot_index`)."""
     target_index: mx.array
@@ -62,6 +76,8 @@ class Batch(NamedTuple):
     """bool[B, A]: False on padding."""
     key: mx.array
     """uint32[2]: the key of this step's dropout."""
+    retrieval: Retrieval | None = None
+    """What the stages `retrieval` and `end_to_end` choose by."""
 
 
 class StepResult(NamedTuple):
