@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
+import platform
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,10 @@ import mlx.core as mx
 import msgspec
 from msgspec import Struct
 
-from clara.core.types import Base, Params, TrainState
+from clara.core.types import Params
 from clara.io.errors import ClaraError
-from clara.io.files import sync
+from clara.io.files import digest, reason, remove_stale, staged
+from clara.io.retention import checkpoint_name, checkpoints, prune, step_of
 
 PARAMS, OPTIMIZER, CONFIG, MANIFEST = (
     "adapters.safetensors",
@@ -23,6 +24,7 @@ PARAMS, OPTIMIZER, CONFIG, MANIFEST = (
     "config.json",
     "manifest.json",
 )
+BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}
 
 
 class Manifest(Struct, frozen=True, kw_only=True):
@@ -30,14 +32,24 @@ class Manifest(Struct, frozen=True, kw_only=True):
 
     step: int
     """Optimizer steps done."""
+    stage: str
+    """The training stage."""
     base: str
     """Fingerprint of the base."""
     data: str
     """Fingerprint of the training data."""
+    seed: int
+    """The run's seed."""
     versions: dict[str, str]
-    """clara, mlx and mlx-lm when it was written."""
+    """What `versions` returned when it was written."""
+    origin: dict[str, Any] = {}
+    """Of parameters that came from a checkpoint of the original: its configuration, for the way back."""
+    started_from: str = ""
+    """The checkpoint that the run's parameters came from; empty for new ones."""
     files: dict[str, str] = {}
     """SHA-256 of each file."""
+    seal: str = ""
+    """SHA-256 of everything else in this manifest."""
 
 
 class Checkpoint(NamedTuple):
@@ -48,9 +60,15 @@ class Checkpoint(NamedTuple):
     config: dict[str, Any]
     """The run's options, as plain data."""
     params: Params
-    frozen: dict[str, mx.array]
-    """`special_embeddings` and `embedding_rms` of the base that it was trained beside."""
+    extras: dict[str, mx.array]
+    """What is not trained but belongs to the parameters, such as the embeddings of special tokens."""
     optimizer_state: dict[str, Any]
+    """Empty where none was saved."""
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what a run's numbers depend on."""
+    return {name: version(name) for name in ("clara-mlx", "mlx", "mlx-lm")} | {"python": platform.python_version()}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, mx.array]:
@@ -80,91 +98,126 @@ def read_tree(path: Path) -> dict[str, Any]:
     return unflatten(dict(sorted(leaves.items())))
 
 
-def save_checkpoint(
-    folder: Path, state: TrainState, base: Base, config: dict[str, Any], manifest: Manifest, keep: int = 2
-) -> Path:
-    """Write `folder/step-000123` and return its path; older checkpoints beyond the newest `keep` are removed.
+def write_arrays(path: Path, leaves: Mapping[str, mx.array], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file and read it back; equal leaves give equal files, whatever their order.
 
-    Everything is written into a folder beside it, flushed to disk and renamed, so that a crash leaves either the
-    whole checkpoint or none. Raises ClaraError, with nothing lost, where the disk is full or not writable.
+    Raises OSError where the disk is full, or gives back anything but these very bits.
     """
-    target = folder / f"step-{manifest.step:06d}"
-    beside = folder / f".step-{manifest.step:06d}.{os.getpid()}.tmp"
+    ordered = dict(sorted(leaves.items()))
+    mx.eval(ordered)
     try:
-        beside.mkdir(parents=True, exist_ok=True)
-        frozen = {"special_embeddings": base.special_embeddings, "embedding_rms": base.embedding_rms}
-        mx.save_safetensors(str(beside / PARAMS), flatten({"params": state.params, "frozen": frozen}))
-        mx.save_safetensors(str(beside / OPTIMIZER), flatten(state.optimizer_state))
-        (beside / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config)))
-        sums = {name: digest(beside / name) for name in (PARAMS, OPTIMIZER, CONFIG)}
-        whole = msgspec.structs.replace(manifest, files=sums)
-        (beside / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(whole)))
-        for name in (*sums, MANIFEST):
-            sync(beside / name)
-        sync(beside)
-        replace_folder(beside, target)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise ClaraError(f"{target}: the checkpoint could not be written ({error}); older ones are intact") from error
-    # Later steps are those of an undone future: the run was resumed from before them.
-    *older, _ = [path for path in checkpoints(folder) if step_of(path) <= manifest.step]
-    later = [path for path in checkpoints(folder) if step_of(path) > manifest.step]
-    for path in (*older[: max(len(older) + 1 - keep, 0)], *later):
-        shutil.rmtree(path, ignore_errors=True)
+        mx.save_safetensors(str(path), ordered, metadata)
+        written: Any = mx.load(str(path))
+        wrong = [name for name, leaf in ordered.items() if not same_bits(leaf, written.pop(name, None))]
+    except RuntimeError as error:
+        raise OSError(f"{path.name}: {error}") from error
+    if wrong or written:
+        raise OSError(f"{path.name}: {', '.join(wrong) or 'it'} is not on the disk as it was written")
+
+
+def same_bits(one: mx.array, other: mx.array | None) -> bool:
+    """Return whether two arrays have the same type, shape and bits; nan equals nan here, and 0 is not −0."""
+    if other is None or (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    kind = BITS[one.dtype.size]
+    return bool(mx.array_equal(one.view(kind), other.view(kind)))
+
+
+def save_checkpoint(
+    folder: Path,
+    params: Params,
+    optimizer_state: dict[str, Any],
+    extras: dict[str, mx.array],
+    config: dict[str, Any],
+    manifest: Manifest,
+    keep: int = 2,
+) -> Path:
+    """Write `folder/step-000123` and return its path; then only the newest `keep` and the best are kept.
+
+    Everything is written into a folder beside it, read back, flushed to disk and renamed: a crash leaves the whole
+    checkpoint or none, and of one that is written again the old or the new. Checkpoints of later steps, from which
+    the run went back, are removed. Raises ClaraError, with nothing lost, where the disk is full or not writable.
+    """
+    target = folder / checkpoint_name(manifest.step)
+    trees = {PARAMS: {"params": params, "extras": extras}, OPTIMIZER: optimizer_state}
+    parts = {name: flatten(tree) for name, tree in trees.items() if tree}
+    remove_stale(folder)
+    try:
+        with staged(target, replace=True) as beside:
+            for name, leaves in parts.items():
+                write_arrays(beside / name, leaves)
+            (beside / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config)))
+            sums = {name: digest(beside / name) for name in (*parts, CONFIG)}
+            content = msgspec.to_builtins(msgspec.structs.replace(manifest, files=sums))
+            content["seal"] = seal(content)
+            (beside / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(content)))
+    except ClaraError as error:
+        raise ClaraError(f"{error}; older checkpoints are intact") from error
+    prune(folder, manifest.step, keep)
     return target
 
 
-def replace_folder(beside: Path, target: Path) -> None:
-    """Rename a finished folder into place; one that is there already (the same step, written again) gives way."""
-    if target.exists():
-        gone = target.with_name(f".{target.name}.{os.getpid()}.old")
-        os.replace(target, gone)
-        try:
-            os.replace(beside, target)
-        except OSError:
-            os.replace(gone, target)
-            raise
-        shutil.rmtree(gone, ignore_errors=True)
-    else:
-        os.replace(beside, target)
-    sync(target.parent)
+def seal(manifest: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a manifest as plain data, its seal left out."""
+    content = {name: value for name, value in manifest.items() if name != "seal"}
+    return hashlib.sha256(msgspec.json.encode(content, order="sorted")).hexdigest()
 
 
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def read_manifest(path: Path) -> Manifest:
+    """Return the manifest of a checkpoint.
 
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Return the checkpoints of a run, oldest first."""
-    return sorted((path for path in folder.glob("step-*") if path.is_dir() and step_of(path) >= 0), key=step_of)
-
-
-def step_of(path: Path) -> int:
-    """Return the step that a checkpoint's name states; −1 where it is no checkpoint's name."""
-    number = path.name.removeprefix("step-")
-    return int(number) if number.isdecimal() else -1
-
-
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Return a checkpoint. Raises ClaraError, naming the file, where one is missing or was altered."""
+    Raises ClaraError, naming the file, where it is missing, damaged, altered, or another step's than the folder's.
+    """
+    file = path / MANIFEST
     try:
-        manifest = msgspec.json.decode((path / MANIFEST).read_bytes(), type=Manifest)
-    except FileNotFoundError as error:
+        content = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+        manifest = msgspec.convert(content, Manifest)
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise ClaraError(
             f"{path}: no {MANIFEST}; wanted a checkpoint folder such as RUN/checkpoints/step-000012"
         ) from error
-    except msgspec.DecodeError as error:
-        raise ClaraError(f"{path / MANIFEST}: damaged ({error})") from error
+    except OSError as error:
+        raise ClaraError(f"{file}: cannot be read ({reason(error)})") from error
+    except ValueError as error:
+        raise ClaraError(f"{file}: damaged, or of another version of clara ({error})") from error
+    if manifest.seal != seal(content):
+        raise ClaraError(f"{file}: its content is not what was saved (altered)")
+    if step_of(path) not in (-1, manifest.step):
+        raise ClaraError(f"{file}: is that of step {manifest.step}, but the folder is {path.name}")
+    if missing := sorted({PARAMS, CONFIG} - manifest.files.keys()):
+        raise ClaraError(f"{file}: lists no {missing[0]}")
+    return manifest
+
+
+def fingerprint(path: Path) -> str:
+    """Return 16 hexadecimal digits that identify a checkpoint's parameters. Raises ClaraError as `read_manifest`."""
+    return read_manifest(path).files[PARAMS][:16]
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint. Raises ClaraError, naming the file, where one is missing, truncated or altered."""
+    manifest = read_manifest(path)
     for name, expected in manifest.files.items():
-        if not (path / name).is_file():
-            raise ClaraError(f"{path / name}: missing from the checkpoint")
-        if digest(path / name) != expected:
-            raise ClaraError(f"{path / name}: its content is not what was saved (truncated or altered)")
-    config = msgspec.json.decode((path / CONFIG).read_bytes())
-    weights, optimizer_state = (read_tree(path / name) for name in (PARAMS, OPTIMIZER))
-    return Checkpoint(path, manifest, config, weights["params"], weights["frozen"], optimizer_state)
+        require_whole(path / name, expected)
+    try:
+        config = msgspec.json.decode((path / CONFIG).read_bytes())
+        weights = read_tree(path / PARAMS)
+        optimizer_state = read_tree(path / OPTIMIZER) if OPTIMIZER in manifest.files else {}
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ClaraError(f"{path}: cannot be read ({error})") from error
+    return Checkpoint(path, manifest, config, weights.get("params", {}), weights.get("extras", {}), optimizer_state)
+
+
+def require_whole(file: Path, expected: str) -> None:
+    """Raise ClaraError where a file is missing, or its SHA-256 is not the expected one."""
+    try:
+        found = digest(file)
+    except FileNotFoundError as error:
+        raise ClaraError(f"{file}: missing from the checkpoint") from error
+    except OSError as error:
+        raise ClaraError(f"{file}: cannot be read ({reason(error)})") from error
+    if found != expected:
+        raise ClaraError(f"{file}: its content is not what was saved (truncated or altered)")
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint, list[str]]:
