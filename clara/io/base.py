@@ -53,15 +53,15 @@ def load_base(
 
     `name` is a folder in Hugging Face's or MLX's layout, a .gguf file, a built-in name or a Hugging Face id.
     `dtype` is what floating weights are cast to. On a CPU a base is dequantised to float32 unless told
-    otherwise, since only float32 products are fast there; on a GPU it stays as stored. A dequantised base has
-    no "quantization" in its config.
+    otherwise, since only float32 products are fast there; on a GPU, or with dequantize=False, it stays as
+    stored. A dequantised base has no "quantization" in its config.
     Raises ClaraError that says what is missing or wrong, and where.
     """
     on_cpu = mx.default_device() == mx.cpu
     path = locate_base(name, progress)
     module, config, tokenizer = _load_file(path) if path.is_file() else _load_folder(path)
     formats = storage_formats(module)
-    if dtype is None and on_cpu:
+    if dtype is None and on_cpu and dequantize is not False:
         dtype = mx.float32
     if on_cpu if dequantize is None else dequantize:
         dequantize_module(module, dtype)
