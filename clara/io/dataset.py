@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple
 
 import mlx.core as mx
 import numpy as np
 from msgspec import Meta, Struct
 
-from clara.core.collate import collate
+from clara.core.collate import Example, Tokens, collate
+from clara.core.config import CHOOSING, Stage
 from clara.core.types import Batch
-from clara.io.examples import Encoder, encode_record, turns
+from clara.io.examples import Encoder, encode_choice, encode_document, encode_record, turns
 from clara.io.records import Record
 
 
@@ -20,8 +21,16 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     data: Annotated[str, Meta(description="Training data: a JSON Lines file, or the built-in `sample`.")] = "sample"
     heldout: Annotated[
-        str, Meta(description="Held-out data, likewise (`sample-heldout`); an empty string for none.")
-    ] = "sample-heldout"
+        str,
+        Meta(description="Held-out data, likewise; auto: `sample-heldout` for the sample, none for other data."),
+    ] = "auto"
+    candidates: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Documents that each record has at least, filled up from other records; 0 = its own alone.",
+        ),
+    ] = 0
     batch_size: Annotated[int, Meta(ge=1, description="Examples of one optimizer step.")] = 128
     accumulate: Annotated[
         int,
@@ -32,22 +41,35 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     qa_form: Annotated[
         Literal["pairs", "turns"],
         Meta(
-            description="pairs: one reply with all questions and answers; turns: each question asked, answers learnt."
+            description="How `pretrain` learns: pairs: one reply with all questions and answers; turns: each question "
+            "asked, answers learnt."
         ),
     ] = "pairs"
     autoencode_share: Annotated[
-        float, Meta(ge=0, le=1, description="Share of examples that repeat their document, at the start.")
+        float, Meta(ge=0, le=1, description="Share of `pretrain` examples that repeat their document, at first.")
     ] = 0.0
     autoencode_until: Annotated[
         float, Meta(gt=0, le=1, description="Part of the run in which that share fades to zero.")
     ] = 1.0
     paraphrase_share: Annotated[
         float,
-        Meta(ge=0, le=1, description="Share of examples that learn the paraphrase, of records that have one."),
+        Meta(ge=0, le=1, description="Share of `pretrain` examples that learn the paraphrase, of records with one."),
     ] = 0.0
     seed: Annotated[
         int, Meta(ge=0, lt=2**32, description="Seed of shuffling, task mixing, dropout and start values.")
     ] = 0
+
+
+class Feed(NamedTuple):
+    """How records become batches."""
+
+    encoder: Encoder
+    config: DataConfig
+    stage: Stage = "pretrain"
+    top_k: int = 5
+    """Documents that an example of a choosing stage chooses."""
+    memory: Callable[[Sequence[Tokens]], mx.array] | None = None
+    """The memories of documents, float[n, M, D], where batches carry them in place of tokens."""
 
 
 class StepBatch(NamedTuple):
@@ -90,10 +112,22 @@ def choose_task(record: Record, config: DataConfig, draw: float, progress: float
     return record.data_type
 
 
-def training_batches(
-    records: Sequence[Record], encoder: Encoder, config: DataConfig, total_steps: int, start: int = 0
-) -> Iterator[StepBatch]:
+def encode_example(feed: Feed, record: Record, task: str, turn: int = 0, form: str | None = None) -> Example:
+    """Return the example of a record in the feed's stage; form: of `pretrain`, as `encode_record` has it."""
+    if feed.stage in CHOOSING:
+        return encode_choice(feed.encoder, record, feed.top_k, turn, answered=feed.stage == "end_to_end")
+    return encode_record(feed.encoder, record, task, turn, "one" if feed.stage == "instruct" else form or "turns")
+
+
+def to_batch(feed: Feed, examples: Sequence[Example], key: mx.array) -> Batch:
+    """Return examples as one batch of the feed's stage; key: uint32[2]."""
+    top_k = feed.top_k if feed.stage in CHOOSING else None
+    return collate(examples, feed.encoder.layout, key, feed.config.length_multiple, top_k, feed.memory)
+
+
+def training_batches(records: Sequence[Record], feed: Feed, total_steps: int, start: int = 0) -> Iterator[StepBatch]:
     """Yield the batches of steps start ≤ step < total_steps."""
+    config = feed.config
     size = min(config.batch_size, len(records))
     lengths = [sum(map(len, record.docs)) for record in records]
     per_epoch = len(epoch_plan(lengths, size, config.seed, 0))
@@ -102,45 +136,52 @@ def training_batches(
         epoch, place = divmod(step, per_epoch)
         if not plan or place == 0:
             plan = epoch_plan(lengths, size, config.seed, epoch)
-        yield step_batch([records[i] for i in plan[place]], encoder, config, step, total_steps, epoch)
+        yield step_batch([records[i] for i in plan[place]], feed, step, total_steps, epoch)
 
 
-def step_batch(
-    records: Sequence[Record], encoder: Encoder, config: DataConfig, step: int, total_steps: int, turn: int
-) -> StepBatch:
+def step_batch(records: Sequence[Record], feed: Feed, step: int, total_steps: int, turn: int) -> StepBatch:
     """Return the records of one step as micro-batches; tasks and dropout keys come from (seed, step)."""
+    config = feed.config
     draws = np.random.default_rng([config.seed, 1, step]).random(len(records))
-    examples = [
-        encode_record(encoder, record, choose_task(record, config, draw, step / total_steps), turn, config.qa_form)
-        for record, draw in zip(records, draws, strict=True)
-    ]
+    examples = []
+    for record, draw in zip(records, draws, strict=True):
+        mixed = feed.stage == "pretrain"
+        task = choose_task(record, config, draw, step / total_steps) if mixed else record.data_type
+        examples.append(encode_example(feed, record, task, turn, config.qa_form))
     parts = np.array_split(np.arange(len(examples)), min(config.accumulate, len(examples)))
     keys = mx.random.split(mx.random.key(config.seed * 2**32 + step), len(parts))
-    batches = [
-        collate([examples[i] for i in part], encoder.layout, keys[j], config.length_multiple)
-        for j, part in enumerate(parts)
-    ]
-    tokens = sum(len(e.tokens) + sum(map(len, e.documents)) for e in examples)
-    return StepBatch([example.name for example in examples], batches, tokens)
+    batches = [to_batch(feed, [examples[i] for i in part], keys[j]) for j, part in enumerate(parts)]
+    return StepBatch([example.name for example in examples], batches, sum(map(real_tokens, examples)))
 
 
-def check_records(records: Sequence[Record], encoder: Encoder, config: DataConfig) -> None:
+def real_tokens(example: Example) -> int:
+    """Return the tokens of an example: of its documents, question and decoder row."""
+    return len(example.tokens) + len(example.question) + sum(map(len, example.documents))
+
+
+def check_records(records: Sequence[Record], feed: Feed) -> None:
     """Encode every record in each of its forms. Raises ClaraError, naming the record, for one that does not fit."""
+    config = feed.config
     for record in records:
-        tasks = {record.data_type} | ({"paraphrase"} if config.paraphrase_share and record.paraphrase else set())
+        tasks = {record.data_type}
+        if feed.stage == "pretrain":
+            tasks |= {"paraphrase"} if config.paraphrase_share and record.paraphrase else set()
+            tasks |= {"autoencode"} if config.autoencode_share else set()
         for task in sorted(tasks):
-            for turn in range(turns(record, task)):
-                encode_record(encoder, record, task, turn, config.qa_form)
-        if config.autoencode_share:
-            encode_record(encoder, record, "autoencode")
+            for turn in range(turns(feed.encoder, record, task)):
+                encode_example(feed, record, task, turn, config.qa_form)
 
 
-def evaluation_batches(
-    records: Sequence[Record], encoder: Encoder, config: DataConfig, batch_size: int, form: str = "turns"
-) -> Iterator[Batch]:
+def distinct_documents(records: Sequence[Record], encoder: Encoder) -> list[Tokens]:
+    """Return the framed tokens of every document of the records, each once, in order of appearance."""
+    texts = dict.fromkeys(text for record in records for text in record.docs)
+    return list(dict.fromkeys(encode_document(encoder, text) for text in texts))
+
+
+def evaluation_batches(records: Sequence[Record], feed: Feed, batch_size: int) -> Iterator[Batch]:
     """Yield all records once under their own task, shortest first, in batches of at least two where there are two."""
     order = sorted(range(len(records)), key=lambda i: sum(map(len, records[i].docs)))
     count = max(len(order) // max(batch_size, 2), 1)
     for part in np.array_split(np.array(order), count):
-        examples = [encode_record(encoder, records[i], records[i].data_type, form=form) for i in part]
-        yield collate(examples, encoder.layout, mx.random.key(0), config.length_multiple)
+        examples = [encode_example(feed, records[i], records[i].data_type) for i in part]
+        yield to_batch(feed, examples, mx.random.key(0))

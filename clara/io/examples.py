@@ -6,18 +6,31 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from clara.core import prompts
 from clara.core.collate import ANSWER, FIXED, INPUT, Example, document_slot_ids, frame_document, truncate
 from clara.core.config import Layout, MemoryConfig
+from clara.core.prompts import MEMORY, QUESTION, Prompts, Wording
 from clara.io.errors import ClaraError
 from clara.io.records import Record
-from clara.io.tokens import Tokenizer, chat_pieces, encode
+from clara.io.tokens import Tokenizer, chat_parts, decode, encode, encode_parts
 
-Piece = list[int] | str
-Turn = tuple[str, str, Sequence[int] | None]
-"""Prompt wording, question, and the answer's ids where it is known."""
 Row = tuple[list[int], list[int]]
 """Tokens and their roles."""
+
+Inserts = dict[str, tuple[str, int, int | None]]
+"""What stands in for a slot: text, role, and the number of tokens that it is cut to."""
+
+QUESTION_MAX_TOKENS = 512
+"""Longest question that documents are chosen by; the rest is cut off."""
+
+
+class Turn(NamedTuple):
+    """One question of a conversation, with its answer where that is known."""
+
+    template: str
+    question: str
+    answer: str | None
+    answer_max_tokens: int | None = None
+    system: str = ""
 
 
 class Encoder(NamedTuple):
@@ -27,8 +40,9 @@ class Encoder(NamedTuple):
     layout: Layout
     doc_max_tokens: int
     max_tokens: int
-    pieces: Callable[[tuple[tuple[str, str], ...], tuple[str, ...]], list[Piece]]
-    """Chat template pieces of (role, content) messages with slots; remembered."""
+    prompts: Prompts
+    render: Callable[[tuple[tuple[str, str], ...], tuple[str, ...]], list[str]]
+    """The chat template's text of (role, content) messages, split at slots; remembered."""
 
 
 def layout_for(tokenizer: Tokenizer, vocab_size: int, memory: MemoryConfig) -> Layout:
@@ -39,17 +53,20 @@ def layout_for(tokenizer: Tokenizer, vocab_size: int, memory: MemoryConfig) -> L
         num_memory_tokens=memory.num_memory_tokens,
         prefix=(vocab_size, *bos),
         suffix=(tokenizer.eos_id,),
+        cuts_suffix=memory.cuts_suffix,
     )
 
 
-def make_encoder(tokenizer: Tokenizer, layout: Layout, doc_max_tokens: int, max_tokens: int) -> Encoder:
+def make_encoder(
+    tokenizer: Tokenizer, layout: Layout, doc_max_tokens: int, max_tokens: int, prompts: Prompts | None = None
+) -> Encoder:
     """Return an encoder; it renders each shape of conversation once."""
 
     @functools.cache
-    def pieces(messages: tuple[tuple[str, str], ...], slots: tuple[str, ...]) -> list[Piece]:
-        return chat_pieces(tokenizer, [{"role": role, "content": text} for role, text in messages], slots)
+    def render(messages: tuple[tuple[str, str], ...], slots: tuple[str, ...]) -> list[str]:
+        return chat_parts(tokenizer, [{"role": role, "content": text} for role, text in messages], slots)
 
-    return Encoder(tokenizer, layout, doc_max_tokens, max_tokens, pieces)
+    return Encoder(tokenizer, layout, doc_max_tokens, max_tokens, prompts or Prompts(), render)
 
 
 def encode_document(encoder: Encoder, text: str) -> tuple[int, ...]:
@@ -57,52 +74,87 @@ def encode_document(encoder: Encoder, text: str) -> tuple[int, ...]:
     return frame_document(encode(encoder.tokenizer, text), encoder.layout, encoder.doc_max_tokens)
 
 
-def encode_prompt(encoder: Encoder, documents: Sequence[str], question: str, name: str = "question") -> Example:
-    """Return the prompt that asks one question about documents; the reply is to be generated.
+def encode_question(encoder: Encoder, text: str) -> tuple[int, ...]:
+    """Return the tokens of a question that documents are chosen by, in a document's frame."""
+    return frame_document(encode(encoder.tokenizer, text), encoder.layout, QUESTION_MAX_TOKENS)
+
+
+def encode_prompt(
+    encoder: Encoder, documents: Sequence[str], question: str, name: str = "question", top_k: int | None = None
+) -> Example:
+    """Return the prompt that asks one question about documents, or about top_k of them; the reply is to be generated.
 
     Raises ClaraError where memory and template alone are longer than max_tokens.
     """
-    return _fit(encoder, _conversation(encoder, name, documents, [(prompts.ANSWER, question, None)]))
+    turn = _turn(encoder.prompts.answer, question, None)
+    example = _fit(encoder, _conversation(encoder, name, documents, [turn], top_k))
+    return example if top_k is None else example._replace(question=encode_question(encoder, question))
 
 
 def encode_record(encoder: Encoder, record: Record, task: str, turn: int = 0, form: str = "turns") -> Example:
-    """Return the example of a record under a task.
+    """Return the example of a record under a task, which reads all of its documents.
 
     turn: counts how often the record was seen; it chooses wordings and which question comes first. form: "turns" asks
-    one question after the other and learns the answers; "pairs" learns all questions and answers as one reply. Of more
-    pairs than max_tokens holds, the first are taken. Raises ClaraError, naming the record, where not even one fits.
+    one question after the other and learns the answers; "pairs" learns all questions and answers as one reply; "one"
+    asks a single question. Of more pairs than max_tokens holds, the first are taken. Raises ClaraError, naming the
+    record, where not even one fits.
     """
+    prompts = encoder.prompts
     conversation = functools.partial(_conversation, encoder, record.id or "record", record.docs)
     if task == "autoencode":
-        ids = encode(encoder.tokenizer, record.docs[0])[: encoder.doc_max_tokens]
-        return _fit(encoder, conversation([(prompts.AUTOENCODE, "", ids)]))
+        return _fit(encoder, conversation([_turn(prompts.autoencode, "", record.docs[0], encoder.doc_max_tokens)]))
     if task == "paraphrase":
-        wording = prompts.PARAPHRASES[turn % len(prompts.PARAPHRASES)]
+        wording = prompts.paraphrases[turn % len(prompts.paraphrases)]
         reply = record.paraphrase if record.paraphrase is not None else record.replies[0]
-        return _fit(encoder, conversation([(wording, "", encode(encoder.tokenizer, reply))]))
-    pairs = list(zip(record.questions, record.replies, strict=True))
-    pairs = pairs[turn % len(pairs) :] + pairs[: turn % len(pairs)]
-    for count in range(len(pairs), 0, -1):
-        example = conversation(_turns(encoder.tokenizer, pairs[:count], form))
+        return _fit(encoder, conversation([_turn(wording, "", reply)]))
+    pairs = _pairs(record, turn)
+    for count in range(1 if form == "one" else len(pairs), 0, -1):
+        example = conversation(_turns(prompts, pairs[:count], form))
         if len(example.tokens) <= encoder.max_tokens:
             return example
     return _fit(encoder, example)
 
 
-def turns(record: Record, task: str) -> int:
+def encode_choice(encoder: Encoder, record: Record, top_k: int, turn: int = 0, answered: bool = True) -> Example:
+    """Return the example of a record whose question chooses top_k of its documents, of fewer all, and is answered.
+
+    turn: counts how often the record was seen; it chooses among its questions. answered: False leaves the prompt out,
+    where only the choice is learnt. Raises ClaraError, naming the record, where it does not fit into max_tokens.
+    """
+    name = record.id or "record"
+    question, answer = _pairs(record, turn)[0]
+    if answered:
+        turns = [_turn(encoder.prompts.answer, question, answer)]
+        example = _fit(encoder, _conversation(encoder, name, record.docs, turns, top_k))
+    else:
+        example = Example(name, tuple(encode_document(encoder, text) for text in record.docs), (), ())
+    return example._replace(question=encode_question(encoder, question), positives=tuple(record.positives))
+
+
+def turns(encoder: Encoder, record: Record, task: str) -> int:
     """Return after how many turns `encode_record` repeats itself."""
-    return {"qa": len(record.questions), "paraphrase": len(prompts.PARAPHRASES)}.get(task, 1)
+    return {"qa": len(record.questions), "paraphrase": len(encoder.prompts.paraphrases)}.get(task, 1)
 
 
-def _turns(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]], form: str) -> list[Turn]:
+def _pairs(record: Record, turn: int) -> list[tuple[str, str]]:
+    """Return a record's questions with their answers, beginning with another one each turn."""
+    pairs = list(zip(record.questions, record.replies, strict=True))
+    first = turn % len(pairs)
+    return pairs[first:] + pairs[:first]
+
+
+def _turn(wording: Wording, question: str, answer: str | None, answer_max_tokens: int | None = None) -> Turn:
+    """Return the first turn of a conversation."""
+    return Turn(wording.user, question, answer, answer_max_tokens, wording.system)
+
+
+def _turns(prompts: Prompts, pairs: Sequence[tuple[str, str]], form: str) -> list[Turn]:
     """Return question-answer pairs as turns of a conversation."""
     if form == "pairs":
-        lines = [prompts.PAIR.format(question=question, answer=answer) for question, answer in pairs]
-        return [(prompts.PAIRS, "", encode(tokenizer, "\n".join(lines)))]
-    return [
-        (prompts.NEXT_QUESTION if i else prompts.ANSWER, question, encode(tokenizer, answer))
-        for i, (question, answer) in enumerate(pairs)
-    ]
+        lines = [prompts.pair.format(question=question, answer=answer) for question, answer in pairs]
+        return [_turn(prompts.pairs, "", "\n".join(lines))]
+    (question, answer), *more = pairs
+    return [_turn(prompts.answer, question, answer), *(Turn(prompts.next_question, *pair) for pair in more)]
 
 
 def _fit(encoder: Encoder, example: Example) -> Example:
@@ -113,20 +165,28 @@ def _fit(encoder: Encoder, example: Example) -> Example:
         raise ClaraError(str(error)) from error
 
 
-def _conversation(encoder: Encoder, name: str, documents: Sequence[str], turns: Sequence[Turn]) -> Example:
-    """Return a conversation about documents as tokens and roles; a last turn without an answer is left open."""
-    memory = tuple(t for i in range(len(documents)) for t in document_slot_ids(i, encoder.layout))
-    fills: dict[str, tuple[Sequence[int], int]] = {slot("memory"): (memory, FIXED)}
-    messages: list[tuple[str, str]] = []
-    for i, (template, question, answer) in enumerate(turns):
-        fills[slot(f"question {i}")] = (encode(encoder.tokenizer, question), INPUT)
-        text = template.replace(prompts.MEMORY, slot("memory")).replace(prompts.QUESTION, slot(f"question {i}"))
-        messages.append(("user", text))
-        if answer is not None:
-            fills[slot(f"answer {i}")] = (answer, ANSWER)
-            messages.append(("assistant", slot(f"answer {i}")))
-    used = tuple(name for name in fills if any(name in text for _, text in messages))
-    tokens, roles = _fill(encoder.tokenizer, encoder.pieces(tuple(messages), used), fills)
+def _conversation(
+    encoder: Encoder, name: str, documents: Sequence[str], turns: Sequence[Turn], top_k: int | None = None
+) -> Example:
+    """Return a conversation about documents, or top_k of them, as tokens and roles.
+
+    A last turn without an answer is left open.
+    """
+    places = len(documents) if top_k is None else min(top_k, len(documents))
+    memory = [t for i in range(places) for t in document_slot_ids(i, encoder.layout)]
+    inserts: Inserts = {}
+    messages: list[tuple[str, str]] = [("system", turns[0].system)] if turns[0].system else []
+    for i, turn in enumerate(turns):
+        asked, replied = slot(f"question {i}"), slot(f"answer {i}")
+        inserts[asked] = (turn.question, INPUT, None)
+        messages.append(("user", turn.template.replace(MEMORY, slot("memory")).replace(QUESTION, asked)))
+        if turn.answer is not None:
+            inserts[replied] = (turn.answer, ANSWER, turn.answer_max_tokens)
+            messages.append(("assistant", replied))
+    parts = _rendered(encoder, messages, (slot("memory"), *inserts))
+    fill = _joined_row if encoder.prompts.joined else _plain_row
+    row = fill(encoder.tokenizer, parts, inserts, memory)
+    tokens, roles = _ended(encoder.tokenizer, row, whole=encoder.prompts.joined)
     framed = tuple(encode_document(encoder, text) for text in documents)
     return Example(name, framed, tuple(tokens), tuple(roles))
 
@@ -136,17 +196,67 @@ def slot(name: str) -> str:
     return f"\ue000{name}\ue001"
 
 
-def _fill(tokenizer: Tokenizer, pieces: list[Piece], fills: dict[str, tuple[Sequence[int], int]]) -> Row:
-    """Return the pieces with their slots filled; the end token after an answer belongs to the answer."""
-    tokens: list[int] = []
-    roles: list[int] = []
-    for i, piece in enumerate(pieces):
-        ids, role = fills[piece] if isinstance(piece, str) else (piece, FIXED)
-        after_answer = bool(roles) and roles[-1] == ANSWER
-        last = after_answer and i == len(pieces) - 1
-        ended = after_answer and bool(ids) and ids[0] in tokenizer.eos_ids
-        tokens += ids[:1] if last and ended else [] if last else ids
-        roles += [ANSWER] if last and ended else [] if last else [ANSWER] * ended + [role] * (len(ids) - ended)
-    if roles[-1] == ANSWER and tokens[-1] not in tokenizer.eos_ids:
-        tokens, roles = [*tokens, tokenizer.eos_id], [*roles, ANSWER]
+def _rendered(encoder: Encoder, messages: list[tuple[str, str]], slots: Sequence[str]) -> list[str]:
+    """Return text, slot, text, … of a conversation; a system message that the template refuses opens the first turn."""
+    used = tuple(name for name in slots if any(name in text for _, text in messages))
+    try:
+        return encoder.render(tuple(messages), used)
+    except ClaraError:
+        if messages[0][0] != "system":
+            raise
+    (_, system), (_, first), *rest = messages
+    return encoder.render((("user", f"{system}\n{first}"), *rest), used)
+
+
+def _plain_row(tokenizer: Tokenizer, parts: list[str], inserts: Inserts, memory: list[int]) -> Row:
+    """Return the tokens of a conversation, what is inserted being encoded by itself, without special tokens."""
+    fixed = encode_parts(tokenizer, parts[::2])
+    segments = [(ids, FIXED) for ids, _ in fixed[:1]]
+    for name, (ids, _) in zip(parts[1::2], fixed[1:], strict=True):
+        if name in inserts:
+            text, role, limit = inserts[name]
+            segments.append((encode(tokenizer, text)[:limit], role))
+        else:
+            segments.append((memory, FIXED))
+        segments.append((ids, FIXED))
+    return [t for ids, _ in segments for t in ids], [role for ids, role in segments for _ in ids]
+
+
+def _joined_row(tokenizer: Tokenizer, parts: list[str], inserts: Inserts, memory: list[int]) -> Row:
+    """Return the tokens of a conversation, encoded as one text around the memory; roles follow the characters."""
+    texts, spans = [""], list[list[tuple[int, int, int]]]([[]])
+    for part in parts:
+        if part in inserts:
+            text, role, limit = inserts[part]
+            text = text if limit is None else decode(tokenizer, encode(tokenizer, text)[:limit])
+            spans[-1].append((len(texts[-1]), len(texts[-1]) + len(text), role))
+            texts[-1] += text
+        elif part == slot("memory"):
+            texts, spans = [*texts, ""], [*spans, []]
+        else:
+            texts[-1] += part
+    tokens, roles = list[int](), list[int]()
+    for i, (ids, starts) in enumerate(encode_parts(tokenizer, texts)):
+        tokens += ids if i == 0 else [*memory, *ids]
+        roles += [FIXED] * (0 if i == 0 else len(memory))
+        roles += [next((role for first, last, role in spans[i] if first <= s < last), FIXED) for s in starts]
     return tokens, roles
+
+
+def _ended(tokenizer: Tokenizer, row: Row, whole: bool) -> Row:
+    """Return a row in which each answer owns its end token and, where the last turn is answered, nothing follows.
+
+    whole: what the chat template writes after the last answer is learnt with it, as in the original.
+    """
+    tokens, roles = row
+    roles = [
+        ANSWER if i and roles[i - 1] == ANSWER and role == FIXED and tokens[i] in tokenizer.eos_ids else role
+        for i, role in enumerate(roles)
+    ]
+    last = max((i for i, role in enumerate(roles) if role != FIXED), default=-1)
+    if last < 0 or roles[last] != ANSWER:
+        return tokens, roles
+    if whole and last + 1 < len(tokens):
+        return tokens, [*roles[: last + 1], *[ANSWER] * (len(tokens) - last - 1)]
+    tokens, roles = tokens[: last + 1], roles[: last + 1]
+    return (tokens, roles) if tokens[-1] in tokenizer.eos_ids else ([*tokens, tokenizer.eos_id], [*roles, ANSWER])

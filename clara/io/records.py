@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
 import msgspec
+import numpy as np
 from msgspec import Struct
 
+from clara.core.config import Stage
 from clara.core.prompts import TASKS
 from clara.io.errors import ClaraError
 
@@ -20,7 +22,7 @@ class Record(Struct, frozen=True, kw_only=True):
     """One line of data. Further fields are allowed and ignored, so that records can carry their own notes."""
 
     docs: list[str]
-    """The documents; `pretrain` takes exactly one."""
+    """The documents: `pretrain` takes exactly one, `instruct` reads all, the other stages choose among them."""
     data_type: str = "qa"
     """The task: qa, paraphrase or autoencode."""
     question: list[str] | str = []
@@ -29,8 +31,12 @@ class Record(Struct, frozen=True, kw_only=True):
     """One answer for each question; for `paraphrase`, the paraphrase."""
     answer: str | None = None
     """The answer where there is one question."""
+    golden_answers: list[str] = []
+    """All answers that evaluation counts as right; the answer where it is missing."""
     paraphrase: str | None = None
     """The document in other words: a second task in the same record."""
+    pos_index: list[int] | None = None
+    """Which of the documents hold the answer, counted from 0; an empty list or none where that is not known."""
     id: str | None = None
     """A name for logs; file and line where it is missing."""
 
@@ -43,6 +49,11 @@ class Record(Struct, frozen=True, kw_only=True):
     def replies(self) -> list[str]:
         """The answers as a list, whichever field holds them."""
         return self.answers or ([self.answer] if self.answer is not None else [])
+
+    @property
+    def positives(self) -> list[int]:
+        """Which of the documents hold the answer."""
+        return self.pos_index or []
 
 
 def read_records(source: str) -> list[Record]:
@@ -99,7 +110,12 @@ def fault(record: Record) -> str | None:
         return f"data_type is {record.data_type!r}; wanted one of {', '.join(TASKS)}"
     if not record.docs:
         return "docs is empty; wanted at least one document"
-    texts = {"docs": record.docs, "question": record.questions, "answers": record.replies}
+    texts = {
+        "docs": record.docs,
+        "question": record.questions,
+        "answers": record.replies,
+        "golden_answers": record.golden_answers,
+    }
     if record.paraphrase is not None:
         texts["paraphrase"] = [record.paraphrase]
     for field, values in texts.items():
@@ -108,6 +124,10 @@ def fault(record: Record) -> str | None:
                 return f"{field}[{i}] is empty; wanted text"
     if record.answers and record.answer is not None and record.answer not in record.answers:
         return "answer is none of answers; give one of the two fields"
+    if any(not 0 <= i < len(record.docs) for i in record.positives):
+        return f"pos_index is {record.positives}; wanted numbers of the {len(record.docs)} documents, counted from 0"
+    if len(set(record.positives)) < len(record.positives):
+        return f"pos_index is {record.positives}; wanted each document once"
     return {"qa": questions_fault, "paraphrase": paraphrase_fault}.get(record.data_type, lambda _: None)(record)
 
 
@@ -127,8 +147,43 @@ def paraphrase_fault(record: Record) -> str | None:
     return None if count == 1 else f"{count} paraphrases; a paraphrase record wants one, as answers or paraphrase"
 
 
-def require_one_document(records: list[Record]) -> None:
-    """Raise ClaraError, naming the record, unless each holds exactly one document, as stage `pretrain` wants."""
+def check_stage(records: Sequence[Record], stage: Stage) -> None:
+    """Raise ClaraError, naming the record, for the first that the stage cannot learn from.
+
+    `pretrain` wants one document, the others a question with its answer. `retrieval` learns from known positives alone.
+    """
     for record in records:
-        if len(record.docs) != 1:
+        if stage == "pretrain" and len(record.docs) != 1:
             raise ClaraError(f"record {record.id}: {len(record.docs)} documents; stage pretrain wants exactly one")
+        if stage != "pretrain" and record.data_type != "qa":
+            raise ClaraError(f"record {record.id}: data_type is {record.data_type!r}; stage {stage} wants qa")
+    if stage == "retrieval" and records and not any(record.positives for record in records):
+        raise ClaraError(
+            f"record {records[0].id} and all others: no pos_index; stage retrieval wants to know which documents "
+            "hold the answer"
+        )
+
+
+def with_candidates(records: Sequence[Record], count: int, seed: int) -> list[Record]:
+    """Return the records with at least `count` documents each: those that have fewer get documents of other records.
+
+    The added ones, and the places of all, are a function of seed and of the record's place. The one document of a
+    record without pos_index counts as its positive. A data set with too few distinct documents gives what it has.
+    """
+    pool = list(dict.fromkeys(text for record in records for text in record.docs))
+    return [_filled(record, pool, count, np.random.default_rng([seed, 2, i])) for i, record in enumerate(records)]
+
+
+def _filled(record: Record, pool: Sequence[str], count: int, rng: np.random.Generator) -> Record:
+    """Return the record with documents of the pool added until there are `count`, in a drawn order."""
+    missing = count - len(record.docs)
+    if missing <= 0:
+        return record
+    own = set(record.docs)
+    drawn = rng.permutation(len(pool))[: missing + len(own)]
+    docs = [*record.docs, *[pool[i] for i in drawn if pool[i] not in own][:missing]]
+    positives = [0] if record.pos_index is None and len(record.docs) == 1 else record.positives
+    order = rng.permutation(len(docs)).tolist()
+    return msgspec.structs.replace(
+        record, docs=[docs[i] for i in order], pos_index=sorted(order.index(i) for i in positives)
+    )

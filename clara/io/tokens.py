@@ -118,16 +118,11 @@ def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special: bool = True) 
     return text
 
 
-def chat_pieces(
-    tokenizer: Tokenizer, messages: list[dict[str, str]], slots: Sequence[str] = ()
-) -> list[list[int] | str]:
-    """Return a conversation as token ids, with the slots in its contents left in their places as strings.
+def chat_parts(tokenizer: Tokenizer, messages: list[dict[str, str]], slots: Sequence[str] = ()) -> list[str]:
+    """Return a conversation as text, slot, text, …, text: what the chat template writes, split at the slots.
 
-    The template is rendered once; its special tokens are recognised and no BOS or EOS is added to what it
-    writes. A last message of the user is followed by the opening of the assistant's. Without a template the
-    contents are joined by blank lines. A text from outside belongs in a slot, so that special tokens in it
-    stay plain characters.
-    Raises ClaraError if the template refuses the messages or does not keep every slot.
+    A last message of the user is followed by the opening of the assistant's. Without a template the contents are
+    joined by blank lines. Raises ClaraError if the template refuses the messages or does not keep every slot.
     """
     asks = bool(messages) and messages[-1]["role"] == "user"
     if not asks and not (messages and messages[-1]["role"] == "assistant"):
@@ -138,9 +133,20 @@ def chat_pieces(
     if lost:
         raise ClaraError(f"the chat template dropped or repeated {lost}: change the messages or the template")
     if not slots:
-        return [piece for piece in _encode_fixed(tokenizer, [rendered]) if piece]
-    parts = re.split("(" + "|".join(re.escape(slot) for slot in sorted(slots, key=len, reverse=True)) + ")", rendered)
-    fixed: list[list[int] | str] = list(_encode_fixed(tokenizer, parts[::2]))
+        return [rendered]
+    return re.split("(" + "|".join(re.escape(slot) for slot in sorted(slots, key=len, reverse=True)) + ")", rendered)
+
+
+def chat_pieces(
+    tokenizer: Tokenizer, messages: list[dict[str, str]], slots: Sequence[str] = ()
+) -> list[list[int] | str]:
+    """Return a conversation as token ids, with the slots in its contents left in their places as strings.
+
+    The template's special tokens are recognised and no BOS or EOS is added to what it writes. A text from outside
+    belongs in a slot, so that special tokens in it stay plain characters. Otherwise as `chat_parts`.
+    """
+    parts = chat_parts(tokenizer, messages, slots)
+    fixed: list[list[int] | str] = [ids for ids, _ in encode_parts(tokenizer, parts[::2])]
     woven = itertools.chain.from_iterable(itertools.zip_longest(fixed, parts[1::2], fillvalue=""))
     return [piece for piece in woven if piece]
 
@@ -161,13 +167,14 @@ def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], asks: bool) ->
     return rendered
 
 
-def _encode_fixed(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
-    """Return the ids of texts that follow each other with something between, special tokens recognised.
+def encode_parts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+    """Return (ids, start of each in its text) of texts that follow each other with something between.
 
-    They are encoded as one text with a special token in the gaps, as the original does with its memory
-    tokens: a tokenizer that marks the beginning of a text then marks only the first of them. Where no special
-    token leaves the spaces around it alone, each text is encoded by itself.
+    Special tokens are recognised. The texts are encoded as one with a special token in the gaps, as the original does
+    with its memory tokens: a tokenizer that marks the beginning of a text then marks only the first of them. Where no
+    special token leaves the spaces around it alone, each text is encoded by itself.
     """
+    texts = [_valid(text) for text in texts]
     backend = tokenizer.hf.backend_tokenizer
     markers = [
         (token_id, token.content)
@@ -176,17 +183,19 @@ def _encode_fixed(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
     ]
     marker_id, marker = (markers or [(-1, "")])[0]
     encoding = backend.encode(marker.join(texts), add_special_tokens=False)
-    ends = itertools.accumulate(len(text) + len(marker) for text in texts[:-1])
-    gaps = {end - len(marker) for end in ends}
-    pieces: list[list[int]] = [[]]
+    begins = [0, *itertools.accumulate(len(text) + len(marker) for text in texts[:-1])]
+    gaps = {begin - len(marker) for begin in begins[1:]}
+    pieces: list[tuple[list[int], list[int]]] = [([], [])]
     for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
         if token == marker_id and start in gaps:
-            pieces.append([])
+            pieces.append(([], []))
         else:
-            pieces[-1].append(token)
+            pieces[-1][0].append(token)
+            pieces[-1][1].append(start - begins[len(pieces) - 1])
     if len(pieces) == len(texts):
         return pieces
-    return [backend.encode(text, add_special_tokens=False).ids for text in texts]
+    alone = [backend.encode(text, add_special_tokens=False) for text in texts]
+    return [(encoding.ids, [start for start, _ in encoding.offsets]) for encoding in alone]
 
 
 def _from_wrapper(wrapped: Any, source: str) -> Tokenizer:

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_map
 
 from clara.core.memory import other_documents
+from clara.core.scoring import cover_exact_match, exact_match, mean_scores, token_f1
 from clara.core.step import EvalStep
 from clara.core.types import Batch, Params, TrainState
 from clara.io.dataset import StepBatch
 from clara.io.errors import ClaraError
+from clara.io.records import Record
 
 Update = Callable[[TrainState, list[Batch]], tuple[TrainState, dict[str, mx.array]]]
 
@@ -33,7 +35,8 @@ class Step(NamedTuple):
 def training_steps(update: Update, state: TrainState, batches: Iterable[StepBatch]) -> Iterator[Step]:
     """Yield each step once it is computed.
 
-    Raises ClaraError, with the step and its records, where the loss is not finite; the state before it was yielded.
+    Raises ClaraError, with the step and its records, where the loss or the gradient is not finite; the state before
+    it was yielded.
     """
     for batch in batches:
         begun = time.perf_counter()
@@ -41,22 +44,39 @@ def training_steps(update: Update, state: TrainState, batches: Iterable[StepBatc
         mx.eval(state, metrics)
         values = {name: float(value) for name, value in metrics.items()}
         number = int(state.step)
-        if not math.isfinite(values["loss"]):
-            raise ClaraError(f"step {number}: the loss is {values['loss']}; its records: {', '.join(batch.names)}")
+        for name in ("loss", "gradient_norm"):
+            if not math.isfinite(values.get(name, 0.0)):
+                said = f"the {name.replace('_', ' ')} is {values[name]}"
+                raise ClaraError(f"step {number}: {said}; its records: {', '.join(batch.names)}")
         yield Step(number, state, values, batch.tokens, time.perf_counter() - begun)
 
 
-def evaluate(eval_step: EvalStep, params: Params, batches: Iterable[Batch]) -> dict[str, float]:
-    """Return held-out means: each loss term, and `other_memory`, the next-token loss under another document's memory.
+def evaluate(
+    eval_step: EvalStep, params: Params, batches: Iterable[Batch], weights: Mapping[str, float]
+) -> dict[str, float]:
+    """Return held-out means: the weighted loss, each term, how candidates rank, and `other_memory`.
 
-    If `other_memory` is no higher than `next_token`, the generator does not read its memory.
+    That is the next-token loss under other documents' memory: if it is no higher than `next_token`, the generator does
+    not read its memory. A mean over nothing is left out.
     """
     sums: dict[str, tuple[mx.array, mx.array]] = {}
     for batch in batches:
         terms = dict(eval_step(params, batch))
-        if "next_token" in terms:
-            other = batch._replace(documents=other_documents(batch.documents))
+        if "next_token" in terms and batch.tokens.shape[0] > 1:
+            other = batch._replace(candidates=other_documents(batch.candidates))
             terms["other_memory"] = eval_step(params, other)["next_token"]
         sums = tree_map(mx.add, sums, terms) if sums else terms
         mx.eval(sums)
-    return {name: float(total / mx.maximum(count, 1)) for name, (total, count) in sums.items()}
+    means = {name: float(total) / float(count) for name, (total, count) in sums.items() if float(count)}
+    loss = sum(weight * means[name] for name, weight in weights.items() if name in means)
+    return {"loss": loss, **means} if means else {}
+
+
+def score_answers(records: Sequence[Record], reply: Callable[[Record], str]) -> dict[str, float]:
+    """Return mean EM, cover-EM and token F1 of the replies to each record's first question."""
+    scores = (exact_match, cover_exact_match, token_f1)
+    rows = []
+    for record in records:
+        text, golds = reply(record), record.golden_answers or record.replies[:1]
+        rows.append({score.__name__: score(text, golds) for score in scores})
+    return mean_scores(rows)

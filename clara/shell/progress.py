@@ -3,29 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_reduce
 
+from clara.core.types import Params
 from clara.io.records import Record
 from clara.shell.loop import Step
 from clara.shell.options import Options
 from clara.shell.setup import Session
 
 
-def heading(options: Options, session: Session, records: Sequence[Record], blas: str, folder: Path) -> list[str]:
+def heading(options: Options, session: Session, trained: Params, records: Sequence[Record], blas: str) -> list[str]:
     """Return the lines that say what is about to run, and on what."""
-    trained = tree_reduce(lambda count, leaf: count + leaf.size, session.params, 0)
+    count = tree_reduce(lambda count, leaf: count + leaf.size, trained, 0)
     memory = options.memory
     return [
         f"device    {mx.default_device().type.name}" + (f", BLAS: {blas}" if mx.default_device() == mx.cpu else ""),
         f"base      {options.model}, {session.base.module.model_type}, fingerprint {session.fingerprint}",
+        f"start     {options.start_from or 'new parameters'}"
+        + ("" if options.carry_generator or not options.start_from else ", but a new generator"),
         f"memory    {memory.num_memory_tokens} vectors for up to {memory.doc_max_tokens} tokens"
         + (", anchored" if memory.anchored else ""),
-        f"training  {trained:,} parameters on {len(records):,} records of {options.data.data}; stage {options.stage}, "
+        f"training  {count:,} parameters on {len(records):,} records of {options.data.data}; stage {options.stage}, "
         f"{options.steps} steps of {options.data.batch_size}",
-        f"run       {folder}",
+        f"run       {options.run}",
     ]
 
 
@@ -33,24 +35,38 @@ def step_line(step: Step, total: int, seconds: Sequence[float], peak: int) -> st
     """Return a progress line; the time left is reckoned from the median of the last 20 steps. peak: bytes."""
     recent = sorted(seconds[-20:])
     left = recent[len(recent) // 2] * (total - step.number)
-    terms = "  ".join(
-        f"{name} {step.metrics[name]:.4f}" for name in ("next_token", "alignment") if name in step.metrics
-    )
+    names = [name for name in ("next_token", "alignment", "contrastive") if name in step.metrics]
+    terms = "  ".join(f"{name} {step.metrics[name]:.4f}" for name in names if len(names) > 1)
     speed = f"{step.tokens / step.seconds:,.0f} tokens/s  {step.seconds:.2f} s"
     return (
-        f"step {step.number:>{len(str(total))}}/{total}  loss {step.metrics['loss']:.4f}  {terms}  {speed}  "
-        f"peak {peak / 1e9:.1f} GB  left {clock(left)}"
+        f"step {step.number:>{len(str(total))}}/{total}  loss {step.metrics['loss']:.4f}  "
+        + (f"{terms}  " if terms else "")
+        + f"{speed}  peak {peak / 1e9:.1f} GB  left {clock(left)}"
     )
 
 
 def heldout_line(means: Mapping[str, float], step: int) -> str:
     """Return the line of a held-out evaluation."""
-    if "next_token" not in means:
-        return f"held-out after step {step}: " + ", ".join(f"{name} {value:.4f}" for name, value in means.items())
-    return (
-        f"held-out after step {step}: {means['next_token']:.3f} nats per answer token; "
-        f"{means['other_memory']:.3f} with another document's memory"
-    )
+    parts = []
+    if "next_token" in means:
+        other = f"; {means['other_memory']:.3f} with another document's memory" if "other_memory" in means else ""
+        parts.append(f"{means['next_token']:.3f} nats per answer token{other}")
+    elif "contrastive" in means:
+        parts.append(f"contrastive {means['contrastive']:.3f}")
+    ranks = [f"{label} {means[name]:.3f}" for name, label in rank_labels(means)]
+    scores = [f"{label} {means[name]:.3f}" for name, label in SCORES.items() if name in means]
+    parts += [", ".join(group) for group in (ranks, scores) if group]
+    return f"held-out after step {step}: " + "; ".join(parts or [f"loss {means['loss']:.3f}"])
+
+
+SCORES = {"exact_match": "EM", "cover_exact_match": "cover-EM", "token_f1": "F1"}
+"""How the scores of answers are called."""
+
+
+def rank_labels(means: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return (metric, how it is called) of every ranking metric: recall_at_1 is recall@1."""
+    names = [name for name in means if name == "mrr" or "_at_" in name]
+    return [(name, "MRR" if name == "mrr" else name.replace("_at_", "@")) for name in names]
 
 
 def clock(seconds: float) -> str:

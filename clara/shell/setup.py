@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from clara.core.bind import anatomy, part_of
-from clara.core.config import StepConfig
-from clara.core.init import init_base, init_params
+from clara.core.config import CHOOSING, StepConfig
+from clara.core.init import add_reasoner, init_base, init_params
 from clara.core.types import Base, Params
 from clara.io.base import LoadedBase, load_base
-from clara.io.checkpoint import Checkpoint
+from clara.io.checkpoint import Checkpoint, newest_checkpoint
 from clara.io.errors import ClaraError
 from clara.io.examples import Encoder, layout_for, make_encoder
 from clara.io.records import data_path
 from clara.io.tokens import Tokenizer
-from clara.shell.options import Options, step_config
+from clara.shell.options import Options, step_config, to_options
 
 
 class Session(NamedTuple):
@@ -27,10 +30,13 @@ class Session(NamedTuple):
     base: Base
     config: StepConfig
     params: Params
+    """All of them, whether the stage trains them or not."""
     tokenizer: Tokenizer
     encoder: Encoder
     fingerprint: str
     """Of the base."""
+    origin: Mapping[str, Any] = MappingProxyType({})
+    """What the checkpoint of the original said that the parameters came from, if they did."""
 
 
 def prepare_device(compile: str = "auto") -> bool:
@@ -46,30 +52,73 @@ def prepare_device(compile: str = "auto") -> bool:
     return compile == "on" or (compile == "auto" and not on_cpu)
 
 
-def open_session(options: Options, checkpoint: Checkpoint | None = None) -> Session:
-    """Return the session of options, with new parameters or those of a checkpoint.
+def open_session(options: Options, checkpoint: Checkpoint | None = None, loaded: LoadedBase | None = None) -> Session:
+    """Return the session of options: with the parameters of a checkpoint, or with those that its training begins with.
 
-    Raises ClaraError where the checkpoint belongs to another base.
+    loaded: the base, where it was loaded before. Raises ClaraError where the parameters belong to another base, or
+    were trained with another memory or rank.
     """
-    loaded = load_base(options.model)
-    if checkpoint is not None and checkpoint.manifest.base != loaded.fingerprint:
+    loaded = loaded or load_base(options.model)
+    config = step_config(options)
+    source = checkpoint
+    if source is None and options.start_from:
+        source, _ = newest_checkpoint(Path(options.start_from).expanduser())
+    base = to_base(loaded, options)
+    if source is None:
+        params = init_params(base, config, options.data.seed)
+    else:
+        check_origin(source, loaded, options)
+        base, params = beside(base, source), source.params
+    if checkpoint is None and source is not None and not options.carry_generator:
+        anew = init_params(base, config, options.data.seed)["adapters"]["generator"]
+        params = {**params, "adapters": {**params["adapters"], "generator": anew}}
+    if options.stage in CHOOSING:
+        params = add_reasoner(params)
+    mx.eval(base.special_embeddings, base.embedding_rms, params)
+    encoder = make_encoder(
+        loaded.tokenizer, base.layout, options.memory.doc_max_tokens, options.data.max_tokens, options.prompts
+    )
+    origin = source.manifest.origin if source else {}
+    return Session(base, config, params, loaded.tokenizer, encoder, loaded.fingerprint, origin)
+
+
+def check_origin(checkpoint: Checkpoint, loaded: LoadedBase, options: Options) -> None:
+    """Raise ClaraError where a checkpoint's parameters do not fit the base or the options."""
+    if checkpoint.manifest.base != loaded.fingerprint:
         raise ClaraError(
             f"{checkpoint.path}: was trained on another base (fingerprint {checkpoint.manifest.base}) than "
             f"--model {options.model} (fingerprint {loaded.fingerprint}); give the base that it was trained on"
         )
-    base = to_base(loaded, options)
-    config = step_config(options)
-    if checkpoint is not None:
-        base = base._replace(
-            special_embeddings=checkpoint.frozen["special_embeddings"],
-            embedding_rms=checkpoint.frozen["embedding_rms"],
-        )
-        params = checkpoint.params
-    else:
-        params = init_params(base, config, options.data.seed)
-    mx.eval(base.special_embeddings, base.embedding_rms, params)
-    encoder = make_encoder(loaded.tokenizer, base.layout, options.memory.doc_max_tokens, options.data.max_tokens)
-    return Session(base, config, params, loaded.tokenizer, encoder, loaded.fingerprint)
+    before = to_options(checkpoint.config, str(checkpoint.path))
+    pairs = {
+        "memory": (before.memory, options.memory),
+        "rank": (before.lora.rank, options.lora.rank),
+        "alpha": (before.lora.alpha, options.lora.alpha),
+    }
+    differing = [f"{name} {old!r}, not {new!r}" for name, (old, new) in pairs.items() if old != new]
+    if differing:
+        raise ClaraError(f"{checkpoint.path}: was trained with {'; '.join(differing)}; leave these options out")
+
+
+def beside(base: Base, checkpoint: Checkpoint) -> Base:
+    """Return the base with what a checkpoint was trained beside: special embeddings and, if it has them, head rows."""
+    extras = checkpoint.extras
+    return base._replace(
+        special_embeddings=extras["special_embeddings"],
+        embedding_rms=extras["embedding_rms"],
+        head_rows=extras.get("head_rows"),
+        head_size=int(extras["head_size"]) if "head_size" in extras else None,
+    )
+
+
+def extras_of(base: Base) -> dict[str, mx.array]:
+    """Return what a checkpoint keeps of a base, as `beside` reads it."""
+    extras = {"special_embeddings": base.special_embeddings, "embedding_rms": base.embedding_rms}
+    if base.head_rows is not None:
+        extras["head_rows"] = base.head_rows
+    if base.head_size is not None:
+        extras["head_size"] = mx.array(base.head_size)
+    return extras
 
 
 def to_base(loaded: LoadedBase, options: Options) -> Base:

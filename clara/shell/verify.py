@@ -116,9 +116,8 @@ def step_bytes(base: Base, config: StepConfig, width: int) -> int:
     tokens = mx.zeros((1, width), dtype=mx.int32)
     documents = Documents(mx.zeros((1, width + count), dtype=mx.int32), mx.array([width]))
     index = mx.arange(width // 2, width - 1)[None]
-    batch = Batch(
-        documents, tokens, index, mx.zeros_like(index), mx.ones(index.shape, dtype=mx.bool_), mx.random.key(0)
-    )
+    mask = mx.ones(index.shape, dtype=mx.bool_)
+    batch = Batch(documents, mx.array([[0]]), tokens, index, mx.zeros_like(index), mask, mx.random.key(0))
     mx.eval(params, batch)
     mx.reset_peak_memory()
     mx.eval(make_train_step(base, config)(params, batch))

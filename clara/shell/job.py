@@ -1,0 +1,125 @@
+"""One stage's training, ready to go: everything is read and checked before the first step is computed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import mlx.core as mx
+
+from clara.core.config import CHOOSING
+from clara.core.optim import adamw
+from clara.core.stages import joined, trained_leaves
+from clara.core.step import EvalStep, make_eval_step, make_train_step, make_update
+from clara.core.types import Params, TrainState
+from clara.io import cpu
+from clara.io.checkpoint import Checkpoint, Manifest, save_checkpoint, versions
+from clara.io.dataset import Feed, check_records, distinct_documents
+from clara.io.errors import ClaraError
+from clara.io.memories import read_memories
+from clara.io.records import Record, check_stage, read_records, with_candidates
+from clara.shell.loop import Update
+from clara.shell.memories import compress_all
+from clara.shell.options import Options, heldout_of, to_plain
+from clara.shell.progress import heading
+from clara.shell.reporters import check_reporters
+from clara.shell.setup import Session, data_fingerprint, extras_of, open_session, prepare_device
+
+
+class Job(NamedTuple):
+    """A stage of a training run, ready to go."""
+
+    options: Options
+    session: Session
+    folder: Path
+    records: list[Record]
+    heldout: list[Record]
+    feed: Feed
+    data: str
+    """Fingerprint of the training data as it was read."""
+    start: int
+    """Steps that were done before."""
+    state: TrainState
+    """Where training goes on; its parameters are the trained leaves."""
+    frozen: Params
+    """The parameters that the stage only reads."""
+    update: Update
+    eval_step: EvalStep
+
+
+def prepare(options: Options, checkpoint: Checkpoint | None) -> Job:
+    """Read and check everything that a stage needs. Raises ClaraError for whatever would stop it later."""
+    check_reporters(options.report_to)
+    data = data_fingerprint(options.data.data)
+    if checkpoint and checkpoint.manifest.data != data:
+        raise ClaraError(f"{options.data.data}: not the data that this run was started with; resume with that")
+    records, heldout = read_data(options)
+    start = checkpoint.manifest.step if checkpoint else 0
+    if start > options.steps:
+        raise ClaraError(f"{options.run}: has done {start} of {options.steps} steps; give a larger --steps")
+    compiled = prepare_device(options.compile)
+    session = open_session(options, checkpoint)
+    feed = Feed(session.encoder, options.data, options.stage, options.retrieval.top_k)
+    check_records([*records, *heldout], feed)
+    trained, frozen = trained_leaves(session.config, session.params)
+    for line in heading(options, session, trained, records, cpu.preload()):
+        print(line, flush=True)
+    optimizer = adamw(options.optimizer, options.steps)
+    update = make_update(make_train_step(session.base, session.config, frozen), optimizer)
+    optimizer_state = checkpoint.optimizer_state if checkpoint else optimizer.init(trained)
+    state = TrainState(trained, optimizer_state, mx.array(start))
+    eval_step = make_eval_step(session.base, session.config, frozen)
+    update = mx.compile(update) if compiled else update
+    return Job(
+        options, session, Path(options.run), records, heldout, feed, data, start, state, frozen, update, eval_step
+    )
+
+
+def read_data(options: Options) -> tuple[list[Record], list[Record]]:
+    """Return (training, held-out) records of a stage, each with its candidates. Raises ClaraError for bad ones."""
+    data, source = options.data, heldout_of(options.data)
+    pairs = [(data.data, data.seed), *([(source, data.seed + 1)] if source else [])]
+    sets = [with_candidates(read_records(name), data.candidates, seed) for name, seed in pairs]
+    for records in sets:
+        check_stage(records, options.stage)
+    return sets[0], sets[1] if source else []
+
+
+def with_memories(job: Job) -> Job:
+    """Return the job with all of its documents compressed, where the stage has a frozen compressor."""
+    options = job.options
+    if options.stage not in CHOOSING or options.retrieval.train_compressor:
+        return job
+    root = Path(options.memories).expanduser() if options.memories else job.folder / "memories"
+    documents = distinct_documents([*job.records, *job.heldout], job.session.encoder)
+    memories = compress_all(job.session, documents, root)
+    return job._replace(feed=job.feed._replace(memory=lambda wanted: read_memories(memories, wanted)))
+
+
+def current(job: Job, state: TrainState) -> Session:
+    """Return the session with the parameters that a state has come to."""
+    return job.session._replace(params=joined(state.params, job.frozen))
+
+
+def save(job: Job, state: TrainState) -> Path:
+    """Write a checkpoint with all parameters, trained and frozen; return its path."""
+    options = job.options
+    manifest = Manifest(
+        step=int(state.step),
+        stage=options.stage,
+        base=job.session.fingerprint,
+        data=job.data,
+        seed=options.data.seed,
+        started_from=options.start_from,
+        origin=dict(job.session.origin),
+        versions=versions(),
+    )
+    return save_checkpoint(
+        job.folder / "checkpoints",
+        current(job, state).params,
+        state.optimizer_state,
+        extras_of(job.session.base),
+        to_plain(options),
+        manifest,
+        options.keep,
+    )

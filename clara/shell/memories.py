@@ -1,0 +1,70 @@
+"""Compresses every document of a data set once, keeps the memories on disk, and says how far it has come."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+
+from clara.core.collate import Tokens, pad_documents
+from clara.core.compress import compress
+from clara.io.memories import (
+    Memories,
+    compressor_fingerprint,
+    length_batches,
+    missing_batches,
+    open_memories,
+    write_memories,
+)
+from clara.shell.setup import Session
+
+BATCH = 32
+"""Documents that are compressed at a time."""
+
+MULTIPLE = 32
+"""Their lengths are padded to a multiple of this."""
+
+EVERY = 10.0
+"""Seconds between progress lines."""
+
+
+def compress_tokens(session: Session, documents: Sequence[Tokens]) -> mx.array:
+    """Return float[n, M, D]: the memories of framed documents, in one batch."""
+    batch = pad_documents(documents, session.base.layout, len(documents), MULTIPLE)
+    return compress(session.base, session.config, session.params, batch).memory
+
+
+def compress_all(
+    session: Session, documents: Sequence[Tokens], root: Path, notify: Callable[[str], None] = print
+) -> Memories:
+    """Return the memories of documents, from the compressor's folder under root or computed and put there.
+
+    Each document is computed once, in batches that depend on the set of documents alone: an interrupted run goes on
+    where it was and ends with the same bits. notify: is given progress lines.
+    """
+    folder = root / compressor_fingerprint(session.base, session.config, session.params, session.fingerprint)
+    memories, problems = open_memories(folder)
+    for problem in problems:
+        notify(f"memories  computing anew: {problem}")
+    batches = missing_batches(memories, length_batches(documents, BATCH))
+    total = sum(map(len, batches))
+    notify(f"memories  {len(documents) - total:,} of {len(documents):,} documents are compressed, in {folder}")
+    if not batches:
+        return memories
+    begun = told = time.perf_counter()
+    done = 0
+    for batch in batches:
+        memory = compress_tokens(session, batch)
+        mx.eval(memory)
+        write_memories(folder, batch, memory)
+        done += len(batch)
+        now = time.perf_counter()
+        if now - told > EVERY or done == total:
+            told = now
+            speed = done / (now - begun)
+            notify(
+                f"memories  {done:,}/{total:,} compressed, {speed:.1f} documents/s, {(total - done) / speed:.0f} s left"
+            )
+    return open_memories(folder)[0]

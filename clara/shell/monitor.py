@@ -1,0 +1,113 @@
+"""What is seen of a run: progress lines, metrics, held-out evaluation, curves, the best checkpoint, sample answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import mlx.core as mx
+
+from clara.core.types import TrainState
+from clara.io.dataset import evaluation_batches
+from clara.io.records import Record
+from clara.io.retention import Best, checkpoints, mark_best, read_best, step_of
+from clara.io.runlog import append_event, read_events, write_curve
+from clara.shell.answer import answer
+from clara.shell.job import Job, current, save
+from clara.shell.loop import Step, evaluate, score_answers
+from clara.shell.progress import heldout_line, step_line
+from clara.shell.reporters import Reporter
+from clara.shell.setup import Session
+
+METRICS = "metrics.jsonl"
+
+LOWER_IS_BETTER = ("loss", "next_token", "alignment", "contrastive", "other_memory")
+
+
+def record_step(job: Job, step: Step, seconds: Sequence[float], report: Reporter) -> None:
+    """Log a step, and print its line where one is due."""
+    values = {
+        **step.metrics,
+        "tokens": step.tokens,
+        "seconds": round(step.seconds, 4),
+        "peak_gb": round(mx.get_peak_memory() / 1e9, 3),
+    }
+    append_event(job.folder / METRICS, {"event": "step", "step": step.number, **values})
+    report(step.number, "training", values)
+    if step.number in (1, job.options.steps) or step.number % job.options.log_every == 0:
+        print(step_line(step, job.options.steps, seconds, mx.get_peak_memory()), flush=True)
+
+
+def measure(job: Job, state: TrainState, report: Reporter) -> dict[str, float]:
+    """Evaluate on held-out records, log and print the result, and return it: metric → mean; nothing without records."""
+    options, step = job.options, int(state.step)
+    heldout = job.heldout[: options.eval_records or None]
+    if not heldout:
+        return {}
+    batches = evaluation_batches(heldout, job.feed, options.data.batch_size)
+    means = evaluate(job.eval_step, state.params, batches, job.session.config.loss.weights)
+    asked = [record for record in heldout if record.data_type == "qa"][: options.eval_generate]
+    session = current(job, state)
+    means |= score_answers(asked, lambda record: reply(session, record))
+    append_event(job.folder / METRICS, {"event": "heldout", "step": step, **means})
+    report(step, "held-out", means)
+    print(heldout_line(means, step), flush=True)
+    if options.keep_best and options.keep_best not in means and step == 0:
+        print(f"note      no best checkpoint is kept: no held-out metric {options.keep_best} among {', '.join(means)}")
+    return means
+
+
+def keep_best(job: Job, state: TrainState, means: Mapping[str, float]) -> None:
+    """Keep the checkpoint of a state, writing it where need be, if it is the best so far by the chosen metric."""
+    metric, folder, step = job.options.keep_best, job.folder / "checkpoints", int(state.step)
+    if metric not in means:
+        return
+    best, value = read_best(folder), means[metric]
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    if best is not None and best.metric == metric and sign * value <= sign * best.value:
+        return
+    if step not in map(step_of, checkpoints(folder)):
+        save(job, state)
+    mark_best(folder, Best(step=step, metric=metric, value=value))
+
+
+def draw(job: Job) -> None:
+    """Write the curves of the run's metrics: losses, and how the candidates rank."""
+    events = read_events(job.folder / METRICS)
+    steps = [event for event in events if event["event"] == "step"]
+    heldout = [event for event in events if event["event"] == "heldout"]
+
+    def curve(rows: list[dict[str, float]], name: str) -> list[tuple[int, float]]:
+        return [(int(row["step"]), row[name]) for row in rows if name in row]
+
+    main = "next_token" if any("next_token" in event for event in heldout) else "loss"
+    losses = {
+        "training": curve(steps, "loss"),
+        "held-out": curve(heldout, main),
+        "held-out, other memory": curve(heldout, "other_memory"),
+    }
+    ranks = {name: curve(heldout, name) for name in dict.fromkeys(n for e in heldout for n in e) if is_rank(name)}
+    write_curve(job.folder / "loss.svg", {k: v for k, v in losses.items() if v}, "loss (nats per answer token)")
+    write_curve(job.folder / "recall.svg", ranks, "ranking of held-out candidates")
+
+
+def is_rank(name: str) -> bool:
+    """Return whether a metric tells how candidates rank."""
+    return name == "mrr" or name.startswith(("recall_at_", "precision_at_"))
+
+
+def reply(session: Session, record: Record, question: int = 0) -> str:
+    """Return the answer to one of a record's questions."""
+    return "".join(answer(session, record.docs, record.questions[question])).strip()
+
+
+def show(job: Job, state: TrainState) -> None:
+    """Ask one question each of a few held-out records."""
+    session = current(job, state)
+    asked = [record for record in job.heldout if record.data_type == "qa"][: job.options.show]
+    for i, record in enumerate(asked):
+        pick = i % len(record.questions)
+        print(
+            f"\n  question  {record.questions[pick]}\n  answer    {reply(session, record, pick)}\n"
+            f"  expected  {record.replies[pick]}",
+            flush=True,
+        )
