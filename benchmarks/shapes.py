@@ -9,8 +9,9 @@ import numpy as np
 from mlx_lm.models.llama import Model, ModelArgs
 
 from clara.core.collate import ANSWER, FIXED, Example, collate, document_slot_ids, frame_document
-from clara.core.config import Layout, LoraConfig, MemoryConfig, StepConfig
-from clara.core.init import init_base, init_params
+from clara.core.compress import compress
+from clara.core.config import Layout, LoraConfig, MemoryConfig, StepConfig, stage_loss
+from clara.core.init import add_reasoner, init_base, init_params
 from clara.core.types import Base, Batch, Params
 
 
@@ -92,3 +93,32 @@ def make_setup(size: Size) -> Setup:
     batch = collate(examples, layout, mx.random.key(0), multiple=1)
     mx.eval(module.parameters(), base.special_embeddings, base.embedding_rms, params, batch)
     return Setup(base, config, params, batch, size)
+
+
+CANDIDATES, CHOSEN, QUESTION, REPLY = 20, 5, 24, 16
+"""Of an `end_to_end` example: documents to choose among and chosen, tokens of question and answer, as in the paper."""
+
+
+def choosing(setup: Setup, cached: bool) -> Setup:
+    """Return the setup of stage `end_to_end`: each row has its own candidates, as tokens or as memories."""
+    layout, base = setup.base.layout, setup.base
+    config = StepConfig(
+        stage="end_to_end", memory=setup.config.memory, lora=setup.config.lora, loss=stage_loss("end_to_end")
+    )
+    params = add_reasoner(setup.params)
+    rng = np.random.default_rng(0)
+    slots = [t for i in range(CHOSEN) for t in document_slot_ids(i, layout)]
+    examples = []
+    for row in range(setup.size.rows):
+        ids = rng.integers(3, layout.vocab_size, (CANDIDATES, setup.size.document)).tolist()
+        question, reply = ids[0][:QUESTION], ids[1][:REPLY]
+        tokens = (*slots, *question, *reply)
+        roles = [FIXED] * (len(tokens) - REPLY) + [ANSWER] * REPLY
+        documents = tuple(frame_document(each, layout, setup.size.document) for each in ids)
+        framed = frame_document(question, layout, QUESTION)
+        examples.append(Example(f"row {row}", documents, tokens, tuple(roles), framed, (0,)))
+    batch = collate(examples, layout, mx.random.key(0), multiple=1, top_k=CHOSEN)
+    if cached:
+        batch = batch._replace(documents=compress(base, config, params, batch.documents).memory)
+    mx.eval(params, batch)
+    return Setup(base, config, params, batch, setup.size)

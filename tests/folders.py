@@ -17,7 +17,7 @@ from transformers import PreTrainedTokenizerFast
 from clara.core.config import MemoryConfig
 from clara.io.examples import Encoder, layout_for, make_encoder
 from clara.io.tokens import Tokenizer, load_tokenizer
-from clara.shell.options import merge, to_options
+from clara.shell.options import Options, merge, stage_defaults, to_options
 from clara.shell.setup import Session, open_session
 
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -97,15 +97,36 @@ def write_records(path: Path, numbers: Sequence[int]) -> Path:
     return path
 
 
-def tiny_session(folder: Path, **sections: Any) -> Session:
-    """Return a session of the tiny base in folder, whose adapters do something; sections are options of a run."""
+def write_choices(path: Path, numbers: Sequence[int]) -> Path:
+    """Return a JSON Lines file with a qa record for each number: three documents, of which one holds the answer."""
+    records = [
+        {
+            "id": f"c{i}",
+            "docs": [f"Lamp {j} burns {'very ' * (j % 3)}red." for j in (i, i + 1, i + 2)],
+            "question": f"How does lamp {i + i % 3} burn?",
+            "answer": f"red {i}",
+            "pos_index": [i % 3],
+        }
+        for i in numbers
+    ]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def tiny_options(folder: Path, **sections: Any) -> Options:
+    """Return options of a run on the tiny base in folder, over the defaults of their stage."""
     options = {
         "model": str(folder),
         "memory": {"doc_max_tokens": 32, "compression_rate": 8, "anchored": True, "anchor_gain": 0.3},
         "lora": {"rank": 4, "dropout": 0.0},
         "data": {"max_tokens": 512},
     }
-    session = open_session(to_options(merge(options, sections)))
+    return to_options(merge(stage_defaults(sections.get("stage", "pretrain")), options, sections))
+
+
+def tiny_session(folder: Path, **sections: Any) -> Session:
+    """Return a session of the tiny base in folder, whose adapters do something; sections are options of a run."""
+    session = open_session(tiny_options(folder, **sections))
     keys = iter(mx.random.split(mx.random.key(1), len(tree_flatten(session.params))))
     moved = tree_map(lambda leaf: leaf + 0.1 * mx.random.normal(leaf.shape, key=next(keys)), session.params)
     return session._replace(params=moved)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,10 +15,28 @@ from mlx_lm.utils import load_model
 from pth import load_pth
 
 from clara.core.collate import ANSWER, FIXED, Example, collate
-from clara.core.config import Layout, LoraConfig, LossConfig, MemoryConfig, StepConfig
+from clara.core.config import (
+    CHOOSING,
+    Layout,
+    LoraConfig,
+    LossConfig,
+    MemoryConfig,
+    RetrievalConfig,
+    Stage,
+    StepConfig,
+    stage_loss,
+)
 from clara.core.types import Base, Batch, Params
 
 GOLDEN = Path(os.environ.get("CLARA_GOLDEN") or Path(__file__).parent / "golden")
+STAGES: dict[str, tuple[Stage, str]] = {
+    "stage1": ("pretrain", "checkpoint_stage1"),
+    "stage2_instruct": ("instruct", "checkpoint_stage2_instruct"),
+    "stage3_end_to_end": ("end_to_end", "checkpoint_stage3"),
+    "stage3_retrieval": ("retrieval", "checkpoint_stage3"),
+}
+"""Stage and checkpoint behind each name of expected.npz."""
+TOP_K = 3
 ADAPTERS = {
     "encoder_adapter": "compressor",
     "decoder_adapter": "generator",
@@ -34,8 +54,9 @@ class Reference(NamedTuple):
     examples: list[Example]
 
 
-def load_reference(stage: str, checkpoint: str) -> Reference:
-    """Return the numbers under `stage/` of expected.npz with the checkpoint they belong to."""
+def load_reference(name: str) -> Reference:
+    """Return the numbers under `name/` of expected.npz with the checkpoint they belong to."""
+    stage, checkpoint = STAGES[name]
     meta = json.loads((GOLDEN / "meta.json").read_text())
     module, _ = load_model(GOLDEN / "base")
     tables = load_pth(GOLDEN / checkpoint / "decoder_first_last_layers.pth")
@@ -56,14 +77,17 @@ def load_reference(stage: str, checkpoint: str) -> Reference:
         "adapters": load_adapters(GOLDEN / checkpoint / "adapters.pth"),
         "memory_embeddings": mx.array(table[vocab : vocab + count]),
     }
+    loss = LossConfig(alignment_weight=0.1) if stage not in CHOOSING else stage_loss(stage)
     config = StepConfig(
+        stage=stage,
         memory=MemoryConfig(doc_max_tokens=meta["doc_max_length"], compression_rate=meta["compr_rate"]),
         lora=LoraConfig(rank=meta["lora_r"], alpha=meta["lora_alpha"], dropout=0.0),
-        loss=LossConfig(alignment_weight=0.1),
+        loss=loss,
+        retrieval=RetrievalConfig(top_k=TOP_K, taken_share=1e-8),
     )
     with np.load(GOLDEN / "expected.npz") as file:
-        expected = {k.removeprefix(f"{stage}/"): file[k] for k in file.files if k.startswith(f"{stage}/")}
-    return Reference(base, config, params, expected, examples_of(expected, ids, layout))
+        expected = {k.removeprefix(f"{name}/"): file[k] for k in file.files if k.startswith(f"{name}/")}
+    return Reference(base, config, params, expected, examples_of(name, expected, ids, layout))
 
 
 def load_adapters(path: Path) -> dict[str, dict[str, dict[str, mx.array]]]:
@@ -81,33 +105,43 @@ def load_adapters(path: Path) -> dict[str, dict[str, dict[str, mx.array]]]:
     }
 
 
-def examples_of(expected: dict[str, np.ndarray], ids: dict[str, int], layout: Layout) -> list[Example]:
+def examples_of(name: str, expected: dict[str, np.ndarray], ids: dict[str, int], layout: Layout) -> list[Example]:
     """Return the reference's left-padded inputs as examples, special tokens renamed to this project's ids."""
-    count = layout.num_memory_tokens
     rename = {ids["enc"]: layout.enc_id, ids["sep"]: layout.sep_id}
-    documents = [
-        tuple(rename.get(t, t) for t in row[mask.astype(bool)][:-count].tolist())
-        for row, mask in zip(expected["enc_input_ids"], expected["enc_attention_mask"], strict=True)
-    ]
-    rows = expected["dec_input_ids"]
-    each = len(documents) // len(rows)
+
+    def framed(kind: str) -> list[tuple[int, ...]]:
+        pairs = zip(expected[f"{kind}_input_ids"], expected[f"{kind}_attention_mask"], strict=True)
+        rows = (row[mask.astype(bool)][: -layout.num_memory_tokens].tolist() for row, mask in pairs)
+        return [tuple(rename.get(t, t) for t in row) for row in rows]
+
+    documents, rows = framed("enc"), expected["dec_input_ids"]
+    questions = framed("query") if "query_input_ids" in expected else [()] * len(rows)
+    records, each = records_of(name), len(documents) // len(rows)
     examples = []
     for b, row in enumerate(rows):
         keep = expected["dec_attention_mask"][b].astype(bool)
-        slots = iter(range(layout.first_slot, layout.first_slot + each * count))
+        slots = itertools.count(layout.first_slot)
         tokens = [
-            next(slots) if ids["memory"] <= t < ids["memory"] + count else rename.get(t, t) for t in row[keep].tolist()
+            next(slots) if ids["memory"] <= t < ids["memory"] + layout.num_memory_tokens else rename.get(t, t)
+            for t in row[keep].tolist()
         ]
         roles = [ANSWER if label >= 0 else FIXED for label in expected["labels"][b][keep].tolist()]
-        examples.append(
-            Example(f"golden {b}", tuple(documents[b * each : (b + 1) * each]), tuple(tokens), tuple(roles))
-        )
+        own, positives = documents[b * each : (b + 1) * each], records[b].get("pos_index", [])
+        examples.append(Example(f"golden {b}", tuple(own), tuple(tokens), tuple(roles), questions[b], tuple(positives)))
     return examples
 
 
-def batch_of(reference: Reference, multiple: int = 32) -> Batch:
-    """Return the reference's examples as one batch."""
-    return collate(reference.examples, reference.base.layout, mx.random.key(0), multiple)
+def records_of(name: str) -> list[dict[str, Any]]:
+    """Return the records that the inputs under `name/` were made from."""
+    texts = json.loads((GOLDEN / "texts.json").read_text())
+    return texts.get(name) or texts["stage3_end_to_end"]
+
+
+def batch_of(reference: Reference, multiple: int = 32, examples: Sequence[Example] | None = None) -> Batch:
+    """Return the reference's examples, or some of them, as one batch."""
+    top_k = reference.config.retrieval.top_k if reference.config.stage in CHOOSING else None
+    layout = reference.base.layout
+    return collate(examples or reference.examples, layout, mx.random.key(0), multiple, top_k)
 
 
 def gradient_of(expected: dict[str, np.ndarray], grads: Params) -> list[tuple[str, np.ndarray, mx.array]]:

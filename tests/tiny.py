@@ -14,10 +14,24 @@ from mlx_lm.utils import _get_classes
 
 from clara.core.bind import adapted_linears
 from clara.core.collate import ANSWER, FIXED, INPUT, Example, collate, document_slot_ids, frame_document
-from clara.core.config import ComputeConfig, Layout, LoraConfig, LossConfig, MemoryConfig, StepConfig
+from clara.core.config import (
+    CHOOSING,
+    ComputeConfig,
+    Layout,
+    LoraConfig,
+    LossConfig,
+    MemoryConfig,
+    RetrievalConfig,
+    Stage,
+    StepConfig,
+    stage_loss,
+)
 from clara.core.types import Adapter, Base, Batch, Params
 
-HIDDEN, VOCABULARY, MEMORY_TOKENS, DOCUMENT_TOKENS = 64, 128, 4, 12
+HIDDEN, VOCABULARY, MEMORY_TOKENS, DOCUMENT_TOKENS, TOP_K = 64, 128, 4, 12, 5
+
+JOINT = LossConfig(alignment_weight=0.1, contrastive_weight=0.5)
+"""Every term at once, which `end_to_end` has where it trains the compressor too."""
 
 MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "phi3", "gemma2", "gemma3_text", "granite", "olmo2")
 
@@ -84,18 +98,22 @@ def normal(rng: np.random.Generator, *shape: int) -> mx.array:
 
 def tiny_config(
     *,
+    stage: Stage = "pretrain",
     anchored: bool = False,
     dropout: float = 0.0,
     loss: LossConfig | None = None,
     compute: ComputeConfig | None = None,
+    **retrieval: Any,
 ) -> StepConfig:
-    """Return a configuration of 4 memory tokens and rank 4."""
+    """Return a configuration of 4 memory tokens, rank 4 and 5 chosen documents; retrieval: fields of its struct."""
     return StepConfig(
+        stage=stage,
         memory=MemoryConfig(
             doc_max_tokens=DOCUMENT_TOKENS, compression_rate=DOCUMENT_TOKENS // MEMORY_TOKENS, anchored=anchored
         ),
         lora=LoraConfig(rank=4, alpha=8.0, dropout=dropout),
-        loss=loss or LossConfig(),
+        loss=loss or stage_loss(stage),
+        retrieval=RetrievalConfig(**{"top_k": TOP_K, **retrieval}),
         compute=compute or ComputeConfig(),
     )
 
@@ -121,13 +139,11 @@ def tiny_adapter(module: nn.Module, seed: int = 0, rank: int = 4) -> Adapter:
 
 
 def tiny_params(base: Base, config: StepConfig, seed: int = 0) -> Params:
-    """Return trained leaves in the middle of a run: nothing is at its start value."""
+    """Return parameters in the middle of a run: nothing is at its start value. A choosing stage has a reasoner."""
     rng = np.random.default_rng(seed + 100)
+    names = ("compressor", "generator", "reasoner") if config.stage in CHOOSING else ("compressor", "generator")
     params: Params = {
-        "adapters": {
-            name: tiny_adapter(base.module, seed + i, config.lora.rank)
-            for i, name in enumerate(("compressor", "generator"))
-        },
+        "adapters": {name: tiny_adapter(base.module, seed + i, config.lora.rank) for i, name in enumerate(names)},
         "memory_embeddings": 0.2 * normal(rng, base.layout.num_memory_tokens, HIDDEN),
     }
     if config.memory.anchored:
@@ -136,17 +152,28 @@ def tiny_params(base: Base, config: StepConfig, seed: int = 0) -> Params:
 
 
 def tiny_example(
-    seed: int, documents: Sequence[int] = (9,), answer: int = 4, question: int = 3, layout: Layout | None = None
+    seed: int,
+    documents: Sequence[int] = (9,),
+    answer: int = 4,
+    question: int = 3,
+    layout: Layout | None = None,
+    top_k: int | None = None,
+    positives: Sequence[int] = (),
 ) -> Example:
-    """Return a random example: documents of these lengths, a question to be cut where need be, an answer."""
+    """Return a random example: documents of these lengths, a question to be cut where need be, an answer.
+
+    top_k: how many of the documents it chooses, by a question of its own; positives: which of them are right.
+    """
     layout = layout or tiny_layout()
     rng = np.random.default_rng(seed)
     texts = [frame_document(words(rng, length), layout, DOCUMENT_TOKENS) for length in documents]
-    slots = tuple(id_ for i in range(len(texts)) for id_ in document_slot_ids(i, layout))
+    places = len(texts) if top_k is None else min(top_k, len(texts))
+    slots = tuple(id_ for i in range(places) for id_ in document_slot_ids(i, layout))
     parts = [((1,), FIXED), (slots, FIXED), (words(rng, question), INPUT), ((3,), FIXED), (words(rng, answer), ANSWER)]
     tokens = tuple(token for part, _ in parts for token in part)
     roles = tuple(role for part, role in parts for _ in part)
-    return Example(f"example {seed}", tuple(texts), tokens, roles)
+    asked = () if top_k is None else frame_document(words(rng, question + 1), layout, DOCUMENT_TOKENS)
+    return Example(f"example {seed}", tuple(texts), tokens, roles, asked, tuple(positives))
 
 
 def words(rng: np.random.Generator, count: int) -> tuple[int, ...]:
@@ -154,10 +181,20 @@ def words(rng: np.random.Generator, count: int) -> tuple[int, ...]:
     return tuple(int(token) for token in rng.integers(4, VOCABULARY, count))
 
 
-def tiny_batch(*examples: Example, multiple: int = 8, key: int = 0) -> Batch:
+def tiny_batch(*examples: Example, multiple: int = 8, key: int = 0, top_k: int | None = None, **how: Any) -> Batch:
     """Return the examples as a batch; three uneven ones where none are given."""
     chosen = examples or (tiny_example(0), tiny_example(1, (12,), 2, 5), tiny_example(2, (3,), 7, 0))
-    return collate(chosen, tiny_layout(), mx.random.key(key), multiple)
+    return collate(chosen, tiny_layout(), mx.random.key(key), multiple, top_k, **how)
+
+
+def choosing_examples() -> tuple[Example, ...]:
+    """Return four examples of 4, 6, 10 and 20 candidates, of which one, two, none and five hold the answer."""
+    right = {4: (2,), 6: (0, 5), 10: (), 20: range(3, 8)}
+    lengths = {count: [1 + (5 * i + count) % DOCUMENT_TOKENS for i in range(count)] for count in right}
+    return tuple(
+        tiny_example(20 + i, lengths[count], (4, 1, 6, 3)[i], 2 + i, top_k=TOP_K, positives=right[count])
+        for i, count in enumerate(right)
+    )
 
 
 def as_numpy(array: mx.array) -> np.ndarray:

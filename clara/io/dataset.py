@@ -112,11 +112,13 @@ def choose_task(record: Record, config: DataConfig, draw: float, progress: float
     return record.data_type
 
 
-def encode_example(feed: Feed, record: Record, task: str, turn: int = 0, form: str | None = None) -> Example:
-    """Return the example of a record in the feed's stage; form: of `pretrain`, as `encode_record` has it."""
+def encode_example(
+    feed: Feed, record: Record, task: str, turn: int = 0, form: str = "turns", most: int | None = None
+) -> Example:
+    """Return the example of a record in the feed's stage; form and most: of `pretrain`, as `encode_record` has them."""
     if feed.stage in CHOOSING:
         return encode_choice(feed.encoder, record, feed.top_k, turn, answered=feed.stage == "end_to_end")
-    return encode_record(feed.encoder, record, task, turn, "one" if feed.stage == "instruct" else form or "turns")
+    return encode_record(feed.encoder, record, task, turn, "one" if feed.stage == "instruct" else form, most)
 
 
 def to_batch(feed: Feed, examples: Sequence[Example], key: mx.array) -> Batch:
@@ -160,7 +162,10 @@ def real_tokens(example: Example) -> int:
 
 
 def check_records(records: Sequence[Record], feed: Feed) -> None:
-    """Encode every record in each of its forms. Raises ClaraError, naming the record, for one that does not fit."""
+    """Encode every record in each of its forms. Raises ClaraError, naming the record, for one that does not fit.
+
+    Of several questions in one row each is tried alone: where all do not fit, fewer are taken.
+    """
     config = feed.config
     for record in records:
         tasks = {record.data_type}
@@ -169,7 +174,7 @@ def check_records(records: Sequence[Record], feed: Feed) -> None:
             tasks |= {"autoencode"} if config.autoencode_share else set()
         for task in sorted(tasks):
             for turn in range(turns(feed.encoder, record, task)):
-                encode_example(feed, record, task, turn, config.qa_form)
+                encode_example(feed, record, task, turn, config.qa_form, most=1)
 
 
 def distinct_documents(records: Sequence[Record], encoder: Encoder) -> list[Tokens]:

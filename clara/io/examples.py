@@ -91,13 +91,15 @@ def encode_prompt(
     return example if top_k is None else example._replace(question=encode_question(encoder, question))
 
 
-def encode_record(encoder: Encoder, record: Record, task: str, turn: int = 0, form: str = "turns") -> Example:
+def encode_record(
+    encoder: Encoder, record: Record, task: str, turn: int = 0, form: str = "turns", most: int | None = None
+) -> Example:
     """Return the example of a record under a task, which reads all of its documents.
 
     turn: counts how often the record was seen; it chooses wordings and which question comes first. form: "turns" asks
     one question after the other and learns the answers; "pairs" learns all questions and answers as one reply; "one"
-    asks a single question. Of more pairs than max_tokens holds, the first are taken. Raises ClaraError, naming the
-    record, where not even one fits.
+    asks a single question. Of more pairs than max_tokens holds, or than `most`, the first are taken. Raises ClaraError,
+    naming the record, where not even one fits.
     """
     prompts = encoder.prompts
     conversation = functools.partial(_conversation, encoder, record.id or "record", record.docs)
@@ -108,7 +110,7 @@ def encode_record(encoder: Encoder, record: Record, task: str, turn: int = 0, fo
         reply = record.paraphrase if record.paraphrase is not None else record.replies[0]
         return _fit(encoder, conversation([_turn(wording, "", reply)]))
     pairs = _pairs(record, turn)
-    for count in range(1 if form == "one" else len(pairs), 0, -1):
+    for count in range(1 if form == "one" else min(most or len(pairs), len(pairs)), 0, -1):
         example = conversation(_turns(prompts, pairs[:count], form))
         if len(example.tokens) <= encoder.max_tokens:
             return example

@@ -13,7 +13,7 @@ import msgspec
 from clara.core.config import STAGES, Stage
 from clara.io.checkpoint import Checkpoint, newest_checkpoint, unflatten
 from clara.io.errors import ClaraError
-from clara.io.retention import checkpoints
+from clara.io.retention import checkpoints, step_of
 from clara.shell.options import (
     INHERITED,
     Options,
@@ -96,8 +96,8 @@ def read_plan(program: str, about: str, argv: Sequence[str] | None = None) -> Pl
         names = tuple(name for name in STAGES if name in before.options)
         layers: Layers = [("the run", {"stages": before.options})]
     else:
-        names = stage_names(first.stage or config.get("stage") or "pretrain")
-        layers = new_layers(first.recipe or "sample", first.start_from or config.get("start_from"))
+        names = stage_names(first.stage or str(config.get("stage") or "pretrain"))
+        layers = new_layers(first.recipe or "sample", first.start_from or str(config.get("start_from") or ""))
     layers.append((first.config or "--config", {name: value for name, value in config.items() if name != "stage"}))
     parser = argparse.ArgumentParser(
         prog=program, description=about, parents=[early], epilog=EPILOG, allow_abbrev=False
@@ -132,7 +132,7 @@ def stage_names(text: str) -> tuple[Stage, ...]:
     return tuple(STAGES[i] for i in order)
 
 
-def new_layers(recipe: str, start_from: str | None) -> Layers:
+def new_layers(recipe: str, start_from: str) -> Layers:
     """Return the layers under a new run's own options: a recipe, and what it takes over from where it starts."""
     layers: Layers = [(f"recipe {recipe}", read_recipe(recipe))]
     if start_from:
@@ -239,7 +239,7 @@ def begun(path: Path) -> Before:
         found = {name: newest(path / name) for name in options["stages"]}
         notes = tuple(note for _, problems in found.values() for note in problems)
         return Before(path, options["stages"], {name: checkpoint for name, (checkpoint, _) in found.items()}, notes)
-    begins_anew = options and (path / "checkpoints").is_dir() and not checkpoints(path / "checkpoints")
+    begins_anew = options and step_of(path.absolute()) < 0 and not checkpoints(path / "checkpoints")
     checkpoint, problems = (None, []) if begins_anew else newest_checkpoint(path)
     if checkpoint is None:
         return Before(path, {options["stage"]: options}, {options["stage"]: None}, ())

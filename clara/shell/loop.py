@@ -35,20 +35,33 @@ class Step(NamedTuple):
 def training_steps(update: Update, state: TrainState, batches: Iterable[StepBatch]) -> Iterator[Step]:
     """Yield each step once it is computed.
 
-    Raises ClaraError, with the step and its records, where the loss or the gradient is not finite; the state before
-    it was yielded.
+    Raises ClaraError, with the step and its records, where the loss or the gradient is not finite, or memory is short;
+    the state before it was yielded.
     """
-    for batch in batches:
+    for number, batch in enumerate(batches, int(state.step) + 1):
         begun = time.perf_counter()
-        state, metrics = update(state, batch.batches)
-        mx.eval(state, metrics)
+        try:
+            state, metrics = update(state, batch.batches)
+            mx.eval(state, metrics)
+        except (RuntimeError, MemoryError) as error:
+            raise short_of_memory(error, number, batch) from error
         values = {name: float(value) for name, value in metrics.items()}
-        number = int(state.step)
         for name in ("loss", "gradient_norm"):
             if not math.isfinite(values.get(name, 0.0)):
                 said = f"the {name.replace('_', ' ')} is {values[name]}"
                 raise ClaraError(f"step {number}: {said}; its records: {', '.join(batch.names)}")
         yield Step(number, state, values, batch.tokens, time.perf_counter() - begun)
+
+
+def short_of_memory(error: Exception, number: int, batch: StepBatch) -> Exception:
+    """Return the error that says what to do where a step's memory was not to be had; any other error as it is."""
+    said = str(error).lower()
+    if not (isinstance(error, MemoryError) or "out of memory" in said or "malloc" in said or "allocate" in said):
+        return error
+    return ClaraError(
+        f"step {number}: out of memory on {len(batch.names)} examples in {len(batch.batches)} micro-batches ({error}); "
+        "raise --accumulate or --grad-checkpoint, or lower --batch-size"
+    )
 
 
 def evaluate(
@@ -65,7 +78,7 @@ def evaluate(
         if "next_token" in terms and batch.tokens.shape[0] > 1:
             other = batch._replace(candidates=other_documents(batch.candidates))
             terms["other_memory"] = eval_step(params, other)["next_token"]
-        sums = tree_map(mx.add, sums, terms) if sums else terms
+        sums |= {name: tree_map(mx.add, sums[name], term) if name in sums else term for name, term in terms.items()}
         mx.eval(sums)
     means = {name: float(total) / float(count) for name, (total, count) in sums.items() if float(count)}
     loss = sum(weight * means[name] for name, weight in weights.items() if name in means)

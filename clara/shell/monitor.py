@@ -56,6 +56,12 @@ def measure(job: Job, state: TrainState, report: Reporter) -> dict[str, float]:
     return means
 
 
+def evaluated(job: Job, step: int) -> dict[str, float]:
+    """Return the held-out metrics that were logged of a step; nothing where there are none."""
+    events = [e for e in read_events(job.folder / METRICS) if e["event"] == "heldout" and e["step"] == step]
+    return {name: value for name, value in events[-1].items() if name not in ("event", "step")} if events else {}
+
+
 def keep_best(job: Job, state: TrainState, means: Mapping[str, float]) -> None:
     """Keep the checkpoint of a state, writing it where need be, if it is the best so far by the chosen metric."""
     metric, folder, step = job.options.keep_best, job.folder / "checkpoints", int(state.step)

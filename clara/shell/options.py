@@ -194,8 +194,9 @@ def for_stage(layer: Mapping[str, Any], stage: str, source: str) -> dict[str, An
     Raises ClaraError where that table names something else than stages.
     """
     stages = layer.get("stages", {})
-    if not isinstance(stages, Mapping) or not set(stages) <= set(STAGES):
-        raise ClaraError(f"{source}: stages has {list(stages)}; wanted tables named {', '.join(STAGES)}")
+    tables = isinstance(stages, Mapping) and all(isinstance(table, Mapping) for table in stages.values())
+    if not tables or not set(stages) <= set(STAGES):
+        raise ClaraError(f"{source}: stages is {stages!r}; wanted tables named {', '.join(STAGES)}")
     return merge({name: value for name, value in layer.items() if name != "stages"}, stages.get(stage, {}))
 
 

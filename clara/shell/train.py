@@ -18,13 +18,13 @@ import msgspec
 from clara.io.checkpoint import Checkpoint
 from clara.io.dataset import training_batches
 from clara.io.errors import ClaraError
-from clara.io.files import locked, write_atomic
+from clara.io.files import locked, remove_stale, write_atomic
 from clara.io.retention import checkpoints
 from clara.io.runlog import append_event, drop_events_from, read_events
 from clara.shell.arguments import CONFIG, Plan, read_plan
 from clara.shell.job import Job, prepare, read_data, save, with_memories
 from clara.shell.loop import Step, training_steps
-from clara.shell.monitor import METRICS, draw, keep_best, measure, record_step, show
+from clara.shell.monitor import METRICS, draw, evaluated, keep_best, measure, record_step, show
 from clara.shell.options import Options, to_plain
 from clara.shell.reporters import Reporter, check_reporters, open_reporters
 
@@ -50,7 +50,7 @@ def run_plan(plan: Plan) -> int:
     """Train the stages of a plan, each from where the one before ended; return the exit status."""
     if len(plan.stages) == 1:
         options, checkpoint = plan.stages[0]
-        if finished(options):
+        if finished(options, checkpoint):
             raise ClaraError(f"{plan.folder}: has done all {options.steps} steps; give a larger --steps to go on")
         return run_stage(options, checkpoint, plan.folder)
     for options, _ in plan.stages:
@@ -61,15 +61,17 @@ def run_plan(plan: Plan) -> int:
         write_config(plan.folder, {"stages": {options.stage: to_plain(options) for options, _ in plan.stages}})
         for i, (options, checkpoint) in enumerate(plan.stages, 1):
             print(f"\nstage {i} of {len(plan.stages)}: {options.stage}", flush=True)
-            if finished(options):
+            if finished(options, checkpoint):
                 print(f"has done its {options.steps} steps: {options.run}")
             elif status := run_stage(options, checkpoint, plan.folder):
                 return status
     return 0
 
 
-def finished(options: Options) -> bool:
-    """Return whether a stage has done all of its steps and what follows them."""
+def finished(options: Options, checkpoint: Checkpoint | None) -> bool:
+    """Return whether a stage has done all of its steps and what follows them, and still has what came of them."""
+    if checkpoint is None or checkpoint.manifest.step < options.steps:
+        return False
     events = read_events(Path(options.run) / METRICS)
     return any(event["event"] == "finished" and event["step"] >= options.steps for event in events)
 
@@ -81,7 +83,7 @@ def run_stage(options: Options, checkpoint: Checkpoint | None, root: Path) -> in
     with locked(job.folder, "training"):
         write_config(job.folder, to_plain(options))
         names, project = check_reporters(options.report_to), f"clara-{options.stage}"
-        with open_reporters(names, job.folder, project, to_plain(options)) as report:
+        with open_reporters(names, job.folder, project, to_plain(options), job.start) as report:
             return train(with_memories(job), report, root)
 
 
@@ -105,8 +107,7 @@ def train(job: Job, report: Reporter, root: Path) -> int:
     batches = training_batches(job.records, job.feed, options.steps, job.start)
     seconds: list[float] = []
     with interruptible() as interrupted:
-        if job.start == 0:
-            measure(job, state, report)
+        catch_up(job, report)
         for step in told_where(job, training_steps(job.update, state, batches)):
             state = step.state
             seconds.append(step.seconds)
@@ -115,17 +116,27 @@ def train(job: Job, report: Reporter, root: Path) -> int:
             if last or stop or due(step.number, options.save_every):
                 save(job, state)
                 draw(job)
-            if not last and due(step.number, options.eval_every):
+            if last or due(step.number, options.eval_every):
                 keep_best(job, state, measure(job, state, report))
             if stop and not last:
                 print(f"interrupted; saved step {step.number}. Go on with: {COMMAND} --resume {root}")
                 return 130
-    keep_best(job, state, measure(job, state, report))
     draw(job)
     show(job, state)
     append_event(job.folder / METRICS, {"event": "finished", "step": options.steps})
     print(f"\nrun folder: {job.folder}")
     return 0
+
+
+def catch_up(job: Job, report: Reporter) -> None:
+    """Evaluate where training starts: before its first step, and what a run that was killed had yet to evaluate."""
+    first, options = job.start == 0, job.options
+    remove_stale(job.folder / "checkpoints")
+    if not (first or job.start == options.steps or due(job.start, options.eval_every)):
+        return
+    means = evaluated(job, job.start) or measure(job, job.state, report)
+    if not first:
+        keep_best(job, job.state, means)
 
 
 def told_where(job: Job, steps: Iterable[Step]) -> Iterator[Step]:

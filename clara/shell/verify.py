@@ -21,7 +21,8 @@ from clara.io import cpu
 from clara.io.base import LoadedBase, load_base
 from clara.io.errors import ClaraError
 from clara.io.tokens import chat_pieces
-from clara.shell.options import Options, read_recipe, recipes, step_config, to_options
+from clara.shell.arguments import new_layers, resolve
+from clara.shell.options import Options, recipes, step_config, to_options
 from clara.shell.setup import prepare_device, to_base
 
 QUESTION = "What is the capital of France?"
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch-size", type=int, metavar="N", help="batch that memory is reckoned for [the recipe's]")
     arguments = parser.parse_args(argv)
     try:
-        options = to_options(read_recipe(arguments.recipe), arguments.recipe)
+        options = to_options(resolve(new_layers(arguments.recipe, ""), "pretrain"), arguments.recipe)
         rows = options.data.batch_size if arguments.batch_size is None else arguments.batch_size
         if rows < 1:
             raise ClaraError(f"--batch-size {rows}: wanted 1 or more")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tiny import tiny_example, tiny_layout
+from tiny import assert_same, tiny_batch, tiny_example, tiny_layout
 
 from clara.core.collate import (
     ANSWER,
+    CANDIDATE_MULTIPLE,
     FIXED,
     INPUT,
     Example,
+    Tokens,
     bucket,
     collate,
     document_slot_ids,
@@ -43,7 +48,9 @@ def examples(draw: st.DrawFn, fewest_documents: int = 0) -> Example:
     parts += [(tuple(part), role) for part, role in draw(runs)]
     tokens = tuple(token for part, _ in parts for token in part)
     roles = tuple(role for part, role in parts for _ in part)
-    return Example("drawn", tuple(map(tuple, texts)), tokens, roles)
+    question = draw(st.lists(ordinary, min_size=1, max_size=6))
+    positives = draw(st.sets(st.integers(0, len(texts) - 1))) if texts else ()
+    return Example("drawn", tuple(map(tuple, texts)), tokens, roles, tuple(question), tuple(positives))
 
 
 runs = st.lists(
@@ -94,25 +101,84 @@ def test_rows_hold_their_tokens_from_the_left_and_zeros_after(chosen: list[Examp
         assert not row[len(own) :].any()
 
 
+def read_by(batch: Batch, row: int) -> list[tuple[int, ...]]:
+    """Return the documents that an example's candidates name."""
+    documents, lengths = np.array(batch.documents.tokens), batch.documents.lengths.tolist()
+    return [tuple(documents[n, : lengths[n]].tolist()) for n in batch.candidates[row].tolist() if n >= 0]
+
+
 @given(batches_of_examples, multiples)
-def test_slots_of_an_example_read_its_own_documents(chosen: list[Example], multiple: int) -> None:
+def test_candidates_are_the_documents_of_each_example_in_order(chosen: list[Example], multiple: int) -> None:
     batch = collated(chosen, multiple)
-    slots, documents = np.array(slot_index(batch.tokens, FIRST)), np.array(batch.documents.tokens)
-    lengths = batch.documents.lengths.tolist()
-    for row, example in zip(slots, chosen, strict=True):
+    assert [read_by(batch, i) for i in range(len(chosen))] == [list(example.documents) for example in chosen]
+    for row, example in zip(batch.candidates.tolist(), chosen, strict=True):
+        assert set(row[len(example.documents) :]) <= {-1}
+
+
+@given(batches_of_examples, multiples)
+def test_slots_of_an_example_read_its_own_candidates(chosen: list[Example], multiple: int) -> None:
+    batch = collated(chosen, multiple)
+    candidates = batch.candidates.reshape(-1).tolist()
+    for i, (row, example) in enumerate(zip(np.array(slot_index(batch.tokens, FIRST)), chosen, strict=True)):
         taken = row[row >= 0].reshape(-1, COUNT)
         np.testing.assert_array_equal(taken % COUNT, np.tile(np.arange(COUNT), (len(example.documents), 1)))
-        read = [tuple(documents[n, : lengths[n]].tolist()) for n in taken[:, 0] // COUNT]
-        assert read == list(example.documents)
+        read = [candidates[place] for place in taken[:, 0] // COUNT]
+        assert read == batch.candidates[i].tolist()[: len(example.documents)]
+
+
+@given(batches_of_examples, st.integers(3, 9))
+def test_slots_of_a_choosing_example_read_its_own_choices(chosen: list[Example], top_k: int) -> None:
+    batch = collate(chosen, LAYOUT, mx.random.key(0), 8, top_k)
+    for i, row in enumerate(np.array(slot_index(batch.tokens, FIRST))):
+        own = (np.array(chosen[i].tokens) >= FIRST).sum()
+        assert row[row >= 0].tolist() == list(range(i * top_k * COUNT, i * top_k * COUNT + own))
 
 
 @given(batches_of_examples, multiples)
-def test_rows_of_documents_depend_on_the_largest_number_alone(chosen: list[Example], multiple: int) -> None:
-    documents = collated(chosen, multiple).documents
-    real = sum(len(example.documents) for example in chosen)
-    rows = len(chosen) * max(len(example.documents) for example in chosen)
-    assert documents.tokens.shape[0] == rows
-    assert [length > 0 for length in documents.lengths.tolist()] == [True] * real + [False] * (rows - real)
+def test_a_document_is_in_the_batch_once(chosen: list[Example], multiple: int) -> None:
+    batch = collated([*chosen, *chosen[::-1]], multiple)
+    lengths = batch.documents.lengths.tolist()
+    rows = [tuple(row[:length]) for row, length in zip(batch.documents.tokens.tolist(), lengths, strict=True)]
+    real = [row for row in rows if row]
+    assert sorted(real) == sorted({document for example in chosen for document in example.documents})
+    assert rows == [*real, *[()] * (len(rows) - len(real))]
+
+
+@given(batches_of_examples, multiples)
+def test_numbers_of_documents_and_candidates_have_few_shapes(chosen: list[Example], multiple: int) -> None:
+    batch = collated(chosen, multiple)
+    distinct = len({document for example in chosen for document in example.documents})
+    most = max(len(example.documents) for example in chosen)
+    assert batch.documents.lengths.shape == (-(-distinct // len(chosen)) * len(chosen),)
+    assert batch.candidates.shape == (len(chosen), 1 if most == 1 else -(-most // CANDIDATE_MULTIPLE) * 5)
+
+
+@given(batches_of_examples, multiples)
+def test_questions_and_positives_come_along_where_something_is_chosen(chosen: list[Example], multiple: int) -> None:
+    batch = collate(chosen, LAYOUT, mx.random.key(0), multiple, top_k=3)
+    questions, positives = batch.retrieval
+    pairs = zip(questions.tokens.tolist(), questions.lengths.tolist(), strict=True)
+    assert [tuple(row[:length]) for row, length in pairs] == [example.question for example in chosen]
+    assert questions.tokens.shape[1] % multiple == 0
+    assert questions.lengths.max().item() + COUNT <= questions.tokens.shape[1]
+    assert positives.shape == batch.candidates.shape
+    assert [set(np.nonzero(row)[0].tolist()) for row in np.array(positives)] == [set(e.positives) for e in chosen]
+
+
+def test_without_a_choice_there_is_no_retrieval() -> None:
+    assert collated([tiny_example(0, top_k=1)], 8).retrieval is None
+
+
+@given(batches_of_examples)
+def test_memories_stand_in_place_of_the_documents_they_were_made_from(chosen: list[Example]) -> None:
+    def memory(documents: Sequence[Tokens]) -> mx.array:
+        return mx.array([[[float(sum(document))] * 2] * COUNT for document in documents])
+
+    plain = collated(chosen, 8)
+    batch = collate(chosen, LAYOUT, mx.random.key(0), 8, memory=memory)
+    sums = plain.documents.tokens.sum(axis=-1)
+    assert_same(batch.documents, mx.broadcast_to(sums[:, None, None].astype(mx.float32), (sums.size, COUNT, 2)))
+    assert_same(batch[1:-1], plain[1:-1])
 
 
 @given(batches_of_examples, multiples)
@@ -137,7 +203,8 @@ def test_every_length_is_the_next_multiple(chosen: list[Example], multiple: int)
 def test_a_multiple_adds_padding_and_nothing_else(chosen: list[Example], multiple: int) -> None:
     tight, wide = collated(chosen, 1), collated(chosen, multiple)
     assert wide.documents.lengths.tolist() == tight.documents.lengths.tolist()
-    arrays = [(tight.documents.tokens, wide.documents.tokens), *zip(tight[1:5], wide[1:5], strict=True)]
+    assert_same(wide.candidates, tight.candidates)
+    arrays = [(tight.documents.tokens, wide.documents.tokens), *zip(tight[2:6], wide[2:6], strict=True)]
     for small, large in arrays:
         height, width = small.shape
         np.testing.assert_array_equal(np.array(large)[:, :width], np.array(small))
@@ -145,10 +212,12 @@ def test_a_multiple_adds_padding_and_nothing_else(chosen: list[Example], multipl
         assert not np.array(large)[:, width:].any()
 
 
-def test_index_arrays_are_int32() -> None:
-    batch = collated([Example("one", ((5,),), (1, 9), (FIXED, ANSWER))], 8)
-    arrays = [*batch.documents, batch.tokens, batch.target_index, batch.targets]
-    assert [array.dtype for array in arrays] == [mx.int32] * 5
+def test_index_arrays_are_int32_and_masks_bool() -> None:
+    batch = tiny_batch(tiny_example(0, top_k=1), top_k=1)
+    questions, positives = batch.retrieval
+    arrays = [*batch.documents, batch.candidates, batch.tokens, batch.target_index, batch.targets, *questions]
+    assert {array.dtype for array in arrays} == {mx.int32}
+    assert {positives.dtype, batch.target_mask.dtype} == {mx.bool_}
 
 
 def test_the_key_goes_with_the_batch() -> None:
@@ -220,10 +289,26 @@ def test_pad_fills_with_zeros_to_the_right_and_below() -> None:
     assert pad([[1, 2], [], [3]], 4, 3).tolist() == [[1, 2, 0], [0, 0, 0], [3, 0, 0], [0, 0, 0]]
 
 
-def test_examples_without_documents_get_one_empty_document() -> None:
-    batch = collate([tiny_example(0, documents=()), tiny_example(1, documents=())], tiny_layout(), mx.random.key(0))
-    assert batch.documents.lengths.tolist() == [0]
-    assert (batch.tokens < tiny_layout().first_slot).all().item()
+def test_a_document_cut_after_framing_loses_its_suffix_and_no_other() -> None:
+    late = msgspec.structs.replace(LAYOUT, cuts_suffix=True)
+    assert frame_document(range(10, 15), late, 5) == (LAYOUT.enc_id, 1, *range(10, 15), 2)
+    assert frame_document(range(10, 16), late, 5) == (LAYOUT.enc_id, 1, *range(10, 16))
+    assert frame_document(range(10, 30), late, 5) == (LAYOUT.enc_id, 1, *range(10, 16))
+
+
+def test_examples_without_documents_have_an_empty_one_each_that_none_names() -> None:
+    batch = tiny_batch(tiny_example(0, documents=()), tiny_example(1, documents=()))
+    assert batch.documents.lengths.tolist() == [0, 0]
+    assert batch.candidates.tolist() == [[-1], [-1]]
+    assert (batch.tokens < LAYOUT.first_slot).all().item()
+
+
+def test_an_example_that_only_chooses_has_neither_prompt_nor_answer() -> None:
+    bare = tiny_example(0, (4, 5), top_k=2, positives=(1,))._replace(tokens=(), roles=())
+    batch = tiny_batch(bare, top_k=2)
+    assert not batch.target_mask.any().item()
+    assert not batch.tokens.any().item()
+    assert batch.retrieval.positives.tolist() == [[False, True, False, False, False]]
 
 
 def test_an_answer_with_nothing_before_it_is_refused_by_name() -> None:

@@ -25,6 +25,7 @@ from tiny import (
 from clara.core.bind import head, hidden_states
 from clara.core.compress import compress, embed
 from clara.core.generate import bind_generator
+from clara.core.stages import gather_memory
 from clara.core.types import Base, Params
 
 CONFIG = tiny_config()
@@ -34,8 +35,9 @@ EXAMPLES = (tiny_example(0, (9, 4), 0, 6), tiny_example(1, (12,), 0, 1))
 
 
 def memory_of(base: Base, params: Params) -> mx.array:
-    """Return the memories of all documents of `EXAMPLES`, made by the compressor: float[3, M, D]."""
-    return compress(base, CONFIG, params, tiny_batch(*EXAMPLES).documents).memory[:3]
+    """Return the memories of the documents of `EXAMPLES`, made by the compressor: float[2, N, M, D], zero for none."""
+    batch = tiny_batch(*EXAMPLES)
+    return gather_memory(compress(base, CONFIG, params, batch.documents).memory, batch.candidates)
 
 
 def prompts() -> list[list[int]]:
@@ -100,7 +102,7 @@ def test_every_slot_takes_its_own_row_of_the_memory() -> None:
 def test_memory_of_documents_that_a_prompt_does_not_name_does_not_count() -> None:
     base, params, memory, model = setting()
     prompt, _ = prompts()
-    other = mx.concatenate([memory[:2], memory[2:] + 1])
+    other = mx.concatenate([memory[:1], memory[1:] + 1])
     assert_same(bind_generator(base, CONFIG, params, other)(mx.array([prompt])), model(mx.array([prompt])))
 
 

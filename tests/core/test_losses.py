@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import as_numpy, difference, normal
 
-from clara.core.losses import alignment_loss, chunked_next_token_loss, next_token_loss
+from clara.core.losses import alignment_loss, chunked_next_token_loss, contrastive_loss, next_token_loss
 
 seeds = st.integers(0, 2**31)
 chunks = st.integers(1, 12)
@@ -243,3 +243,91 @@ def test_the_gradient_of_alignment_loss_equals_numpy(rows: int, dim: int, share:
 def test_alignment_loss_of_filler_rows_alone_is_zero_of_zero() -> None:
     total, count = alignment_loss(mx.full((2, 3), mx.inf), mx.zeros((2, 3)), mx.array([False, False]))
     assert (total.item(), count.item()) == (0.0, 0.0)
+
+
+class Ranked(NamedTuple):
+    """Scores of candidates, which of them are right, and which there are."""
+
+    scores: mx.array
+    positives: mx.array
+    mask: mx.array
+
+    def loss(self, temperature: float) -> tuple[mx.array, mx.array]:
+        return contrastive_loss(self.scores, self.positives, self.mask, temperature)
+
+    def gradient(self, temperature: float) -> mx.array:
+        return mx.grad(lambda scores: self._replace(scores=scores).loss(temperature)[0])(self.scores)
+
+
+@st.composite
+def ranked(draw: st.DrawFn) -> Ranked:
+    """Draws cosines with no, some or all candidates right, and any of them missing, right ones too."""
+    rng, shape = np.random.default_rng(draw(seeds)), (draw(st.integers(1, 4)), draw(st.integers(1, 6)))
+    right, there = (draw(st.sampled_from([0.0, 0.3, 0.7, 1.1])) for _ in range(2))
+    masks = (mx.array(rng.random(shape) < share) for share in (right, there))
+    return Ranked(mx.array(rng.uniform(-1, 1, shape).astype(np.float32)), *masks)
+
+
+def plain_contrastive(case: Ranked, temperature: float) -> tuple[float, int, np.ndarray]:
+    """Return the loss, its count and its gradient in the scores, one question at a time in float64."""
+    scores, mask = as_numpy(case.scores), np.array(case.mask)
+    right, total, count, grad = np.array(case.positives) & mask, 0.0, 0, np.zeros(scores.shape)
+    for b in np.nonzero(right.any(axis=-1))[0]:
+        weights = np.where(mask[b], np.exp((scores[b] - scores[b].max()) / temperature), 0)
+        among, all_of = np.where(right[b], weights, 0), weights
+        total -= np.log(among.sum() / all_of.sum())
+        grad[b] = (all_of / all_of.sum() - among / among.sum()) / temperature
+        count += 1
+    return total, count, grad
+
+
+@pytest.mark.parametrize("temperature", [0.02, 0.5])
+@given(ranked())
+def test_contrastive_loss_equals_numpy(temperature: float, case: Ranked) -> None:
+    total, count = case.loss(temperature)
+    expected, questions, grad = plain_contrastive(case, temperature)
+    assert (count.dtype, count.item()) == (mx.float32, questions)
+    # A logit is a score over the temperature, exact to 1e-7 of itself.
+    assert total.item() == pytest.approx(expected, rel=1e-5, abs=1e-6 / temperature)
+    np.testing.assert_allclose(as_numpy(case.gradient(temperature)), grad, atol=1e-5 / temperature)
+
+
+@pytest.mark.parametrize("mask", [[True] * 3, [True, False, True], [False] * 3])
+def test_a_question_without_a_positive_counts_nothing_and_has_a_zero_gradient(mask: list[bool]) -> None:
+    missing = [not there for there in mask]
+    case = Ranked(mx.array([[0.9, -0.2, 0.4]]), mx.array([missing]), mx.array([mask]))
+    total, count = case.loss(0.02)
+    assert (total.item(), count.item()) == (0.0, 0.0)
+    assert case.gradient(0.02).tolist() == [[0.0] * 3]
+
+
+def test_questions_without_a_positive_leave_the_others_as_they_are() -> None:
+    rng = np.random.default_rng(0)
+    case = Ranked(normal(rng, 3, 4), mx.array([[0, 1, 0, 1], [0] * 4, [1, 0, 0, 0]]) > 0, mx.ones((3, 4)) > 0)
+    alone = Ranked(*(each[mx.array([0, 2])] for each in case))
+    assert [each.item() for each in case.loss(0.02)] == [each.item() for each in alone.loss(0.02)]
+    assert difference(case.gradient(0.02)[mx.array([0, 2])], alone.gradient(0.02)) == 0
+    assert not case.gradient(0.02)[1].any().item()
+
+
+def test_where_every_candidate_is_right_there_is_nothing_to_learn() -> None:
+    case = Ranked(normal(np.random.default_rng(0), 2, 4), mx.ones((2, 4)) > 0, mx.ones((2, 4)) > 0)
+    total, count = case.loss(0.02)
+    assert (total.item(), count.item()) == (0.0, 2.0)
+    assert difference(case.gradient(0.02), mx.zeros((2, 4))) == 0
+
+
+@pytest.mark.parametrize("other", [1e4, mx.inf])
+def test_the_score_of_a_missing_candidate_does_not_count(other: float) -> None:
+    mask = mx.array([[True, True, False]])
+    case = Ranked(mx.array([[0.3, 0.2, 0.0]]), mx.array([[True, False, True]]), mask)
+    changed = case._replace(scores=mx.where(mask, case.scores, other))
+    assert changed.loss(0.02)[0].item() == case.loss(0.02)[0].item()
+    assert changed.gradient(0.02).tolist() == case.gradient(0.02).tolist()
+    assert changed.gradient(0.02).tolist()[0][2] == 0
+
+
+def test_cosines_as_far_apart_as_can_be_stay_finite() -> None:
+    case = Ranked(mx.array([[-1.0, 1.0, 1.0]]), mx.array([[True, False, False]]), mx.ones((1, 3)) > 0)
+    assert case.loss(0.02)[0].item() == pytest.approx(100 + np.log(2), rel=1e-6)
+    np.testing.assert_allclose(as_numpy(case.gradient(0.02)), [[-50, 25, 25]], rtol=1e-6)

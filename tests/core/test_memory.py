@@ -19,7 +19,6 @@ from clara.core.memory import (
     read_memory,
     slot_index,
 )
-from clara.core.types import Documents
 
 seeds, dims = st.integers(0, 2**31), st.integers(1, 9)
 lengths_lists = st.lists(st.integers(0, 12), min_size=1, max_size=5)
@@ -207,16 +206,29 @@ def test_slot_index_equals_a_loop(dtype: mx.Dtype, tokens: list[int], first: int
     assert slot_index(mx.array([tokens], dtype=dtype), first).tolist() == [expected]
 
 
-@given(st.integers(2, 9), seeds)
-def test_other_documents_is_a_permutation_without_fixed_points(count: int, seed: int) -> None:
-    lengths = mx.arange(count)
-    documents = Documents(mx.random.randint(0, 9, (count, 3), key=mx.random.key(seed)), lengths)
-    order = other_documents(documents).lengths
-    assert sorted(order.tolist()) == list(range(count))
-    assert not (order == lengths).any().item()
+@st.composite
+def candidate_rows(draw: st.DrawFn) -> list[list[int]]:
+    """Draws each example's documents, any number of them, none shared."""
+    counts = draw(st.lists(st.integers(0, 6), min_size=1, max_size=6))
+    rows = iter(range(sum(counts)))
+    return [[next(rows) for _ in range(count)] for count in counts]
 
 
-def test_other_documents_moves_tokens_and_lengths_together() -> None:
-    lengths = mx.array([3, 1, 2])
-    moved = other_documents(Documents(mx.repeat(lengths[:, None], 4, axis=1), lengths))
-    assert_same(moved.tokens, mx.repeat(moved.lengths[:, None], 4, axis=1))
+def as_candidates(rows: list[list[int]]) -> mx.array:
+    width = max(max(map(len, rows)), 1)
+    return mx.array([row + [-1] * (width - len(row)) for row in rows], dtype=mx.int32)
+
+
+@given(candidate_rows())
+def test_other_documents_are_those_of_the_example_before_in_turn(rows: list[list[int]]) -> None:
+    others = other_documents(as_candidates(rows))
+    width = others.shape[1]
+    before = [rows[i - 1] for i in range(len(rows))]
+    assert others.tolist() == [[row[j % len(row)] if row else -1 for j in range(width)] for row in before]
+
+
+@given(candidate_rows())
+def test_no_document_is_shown_to_the_example_that_it_belongs_to(rows: list[list[int]]) -> None:
+    others = other_documents(as_candidates(rows)).tolist()
+    shown = [not set(row) & set(other) - {-1} for row, other in zip(rows, others, strict=True)]
+    assert shown == [len(rows) > 1 or not row for row in rows]

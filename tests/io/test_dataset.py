@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from typing import Any
 
 import mlx.core as mx
 import msgspec
 import numpy as np
 import pytest
-from folders import tiny_encoder, tiny_tokenizer, write_records
+from folders import tiny_encoder, tiny_tokenizer, write_choices, write_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
-from clara.core.types import Batch
+from clara.core.config import Stage
+from clara.core.types import Batch, Documents
 from clara.io.dataset import (
     WINDOW,
     DataConfig,
+    Feed,
     StepBatch,
     check_records,
     choose_task,
+    distinct_documents,
     epoch_plan,
     evaluation_batches,
     training_batches,
@@ -50,10 +54,15 @@ def changed(config: DataConfig, **changes: Any) -> DataConfig:
     return msgspec.structs.replace(config, **changes)
 
 
+def leaves(batch: Batch) -> list[tuple[str, mx.array]]:
+    """Return the arrays of a batch with their names."""
+    return [(name, leaf) for name, leaf in tree_flatten(batch._asdict()) if leaf is not None]
+
+
 def content(step: StepBatch) -> tuple[list[str], int, list[dict[str, tuple[Any, ...]]]]:
     """Return all that a step holds as plain values, each array with dtype and shape."""
     arrays = [
-        {name: (str(leaf.dtype), leaf.shape, np.array(leaf).tolist()) for name, leaf in tree_flatten(batch._asdict())}
+        {name: (str(leaf.dtype), leaf.shape, np.array(leaf).tolist()) for name, leaf in leaves(batch)}
         for batch in step.batches
     ]
     return step.names, step.tokens, arrays
@@ -114,15 +123,16 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_draws(
     encoder: Encoder, records: list[Record], start: int, accumulate: int
 ) -> None:
     config = changed(MIXED, accumulate=accumulate)
-    whole = [content(step) for step in training_batches(records, encoder, config, 6)]
-    rest = [content(step) for step in training_batches(records, encoder, config, 6, start)]
+    whole = [content(step) for step in training_batches(records, Feed(encoder, config), 6)]
+    rest = [content(step) for step in training_batches(records, Feed(encoder, config), 6, start)]
     assert len(whole) == 6 and rest == whole[start:]
     assert {len(arrays) for _, _, arrays in whole} == {accumulate}
 
 
 def test_another_seed_draws_other_batches(encoder: Encoder, records: list[Record]) -> None:
     one, other = (
-        [step.names for step in training_batches(records, encoder, changed(MIXED, seed=seed), 4)] for seed in (0, 1)
+        [step.names for step in training_batches(records, Feed(encoder, changed(MIXED, seed=seed)), 4)]
+        for seed in (0, 1)
     )
     assert one != other
 
@@ -133,14 +143,14 @@ def test_a_seed_that_the_options_accept_can_be_drawn_from(encoder: Encoder, reco
         msgspec.convert({"seed": seed}, DataConfig)
     except msgspec.ValidationError:
         return  # refused before the first step: that is as good
-    (step,) = training_batches(records, encoder, changed(MIXED, seed=seed), 1)
-    (usual,) = training_batches(records, encoder, MIXED, 1)
+    (step,) = training_batches(records, Feed(encoder, changed(MIXED, seed=seed)), 1)
+    (usual,) = training_batches(records, Feed(encoder, MIXED), 1)
     assert step.batches[0].key.tolist() != usual.batches[0].key.tolist()
 
 
 def test_micro_batches_are_the_batch_cut_in_order(encoder: Encoder, records: list[Record]) -> None:
-    (whole,) = training_batches(records, encoder, MIXED, 1)
-    (cut,) = training_batches(records, encoder, changed(MIXED, accumulate=3), 1)
+    (whole,) = training_batches(records, Feed(encoder, MIXED), 1)
+    (cut,) = training_batches(records, Feed(encoder, changed(MIXED, accumulate=3)), 1)
     assert cut.names == whole.names and cut.tokens == whole.tokens
     assert [batch.tokens.shape[0] for batch in cut.batches] == [2, 1, 1]
     assert [row for batch in cut.batches for row in answers(batch)] == answers(whole.batches[0])
@@ -152,24 +162,24 @@ def answers(batch: Batch) -> list[list[int]]:
 
 
 def test_no_two_micro_batches_have_one_dropout_key(encoder: Encoder, records: list[Record]) -> None:
-    steps = training_batches(records, encoder, changed(MIXED, accumulate=2), 6)
+    steps = training_batches(records, Feed(encoder, changed(MIXED, accumulate=2)), 6)
     keys = [tuple(batch.key.tolist()) for step in steps for batch in step.batches]
     assert len(set(keys)) == len(keys) == 12
 
 
 def test_more_micro_batches_than_examples_are_as_many_as_examples(encoder: Encoder, records: list[Record]) -> None:
-    (step,) = training_batches(records, encoder, changed(MIXED, accumulate=9), 1)
+    (step,) = training_batches(records, Feed(encoder, changed(MIXED, accumulate=9)), 1)
     assert [batch.tokens.shape[0] for batch in step.batches] == [1, 1, 1, 1]
 
 
 def test_fewer_records_than_a_batch_make_smaller_batches(encoder: Encoder, records: list[Record]) -> None:
-    steps = list(training_batches(records[:3], encoder, changed(MIXED, batch_size=128), 2))
+    steps = list(training_batches(records[:3], Feed(encoder, changed(MIXED, batch_size=128)), 2))
     assert [sorted(step.names) for step in steps] == [["r0", "r1", "r2"]] * 2
 
 
 def test_the_tokens_of_a_step_are_those_without_padding(encoder: Encoder, records: list[Record]) -> None:
     config = changed(MIXED, autoencode_share=0.0, paraphrase_share=0.0, length_multiple=1, batch_size=1)
-    for step in training_batches(records, encoder, config, 3):
+    for step in training_batches(records, Feed(encoder, config), 3):
         (batch,) = step.batches
         document = int(batch.documents.lengths.item())
         assert step.tokens == batch.tokens.shape[1] + document
@@ -177,7 +187,7 @@ def test_the_tokens_of_a_step_are_those_without_padding(encoder: Encoder, record
 
 def test_each_step_is_made_of_the_records_it_names(encoder: Encoder, records: list[Record]) -> None:
     by_name = {record.id: record for record in records}
-    for step in training_batches(records, encoder, MIXED, 4):
+    for step in training_batches(records, Feed(encoder, MIXED), 4):
         tokens, sizes = (np.array(leaf) for leaf in step.batches[0].documents)
         found = [tuple(row[:size].tolist()) for row, size in zip(tokens, sizes, strict=True)]
         assert found == [encode_document(encoder, by_name[name].docs[0]) for name in step.names]
@@ -222,7 +232,7 @@ def tasks(encoder: Encoder, records: list[Record], config: DataConfig, total_ste
     by_name = {record.id: record for record in records}
     config = changed(config, qa_form="pairs")
     found = []
-    for step in training_batches(records, encoder, config, total_steps):
+    for step in training_batches(records, Feed(encoder, config), total_steps):
         learnt = [encoder.tokenizer.hf.decode(row[:-1]) for row in answers(step.batches[0])]
         known = [
             {by_name[name].docs[0][:32]: "autoencode", by_name[name].paraphrase: "paraphrase"} for name in step.names
@@ -250,7 +260,7 @@ def test_tasks_are_drawn_anew_for_each_seed_and_step(encoder: Encoder, records: 
 
 
 def test_each_epoch_of_a_run_has_its_own_order(encoder: Encoder, records: list[Record]) -> None:
-    names = [step.names for step in training_batches(records, encoder, MIXED, 6)]
+    names = [step.names for step in training_batches(records, Feed(encoder, MIXED), 6)]
     assert names[:2] != names[2:4] != names[4:] != names[:2]
 
 
@@ -260,7 +270,7 @@ def test_evaluation_takes_every_record_once_in_batches_of_two_or_more(
     encoder: Encoder, records: list[Record], batch_size: int, count: int
 ) -> None:
     taken = records[:count]
-    batches = list(evaluation_batches(taken, encoder, MIXED, batch_size))
+    batches = list(evaluation_batches(taken, Feed(encoder, MIXED), batch_size))
     rows = [batch.tokens.shape[0] for batch in batches]
     assert min(rows) >= min(2, count) and sum(rows) == count
     documents = [
@@ -272,8 +282,10 @@ def test_evaluation_takes_every_record_once_in_batches_of_two_or_more(
 
 
 def test_evaluation_asks_the_records_own_task_and_nothing_random(encoder: Encoder, records: list[Record]) -> None:
-    (one,), (other,) = (list(evaluation_batches(records, encoder, changed(MIXED, seed=seed), 128)) for seed in (0, 1))
-    assert all(mx.array_equal(a, b) for (_, a), (_, b) in zip(tree_flatten(one), tree_flatten(other), strict=True))
+    (one,), (other,) = (
+        list(evaluation_batches(records, Feed(encoder, changed(MIXED, seed=seed)), 128)) for seed in (0, 1)
+    )
+    assert all(mx.array_equal(a, b) for (_, a), (_, b) in zip(leaves(one), leaves(other), strict=True))
     learnt = [bytes(t - 3 for t in row if t > 2) for row in answers(one)]
     assert len(learnt) == 11 and one.target_mask.sum().item() == sum(
         len(answer) + 1 for record in records for answer in record.replies
@@ -295,17 +307,17 @@ def test_the_record_that_cannot_be_trained_on_is_named(
         "long paraphrase": Record(id="long paraphrase", docs=["d"], question="q", answer="a", paraphrase="p" * 400),
     }
     tight = encoder._replace(max_tokens=400)
-    check_records(records, tight, config)
+    check_records(records, Feed(tight, config))
     with pytest.raises(ClaraError, match=f"^{name}: .*max_tokens 400"):
-        check_records([*records, bad[name]], tight, config)
+        check_records([*records, bad[name]], Feed(tight, config))
 
 
 def test_a_document_too_long_to_repeat_is_named_if_it_may_have_to_be(encoder: Encoder) -> None:
     record = Record(id="novel", docs=["x" * 500], question="q", answer="a")
     tight = encoder._replace(max_tokens=300, doc_max_tokens=256)
-    check_records([record], tight, changed(MIXED, autoencode_share=0.0))
+    check_records([record], Feed(tight, changed(MIXED, autoencode_share=0.0)))
     with pytest.raises(ClaraError, match=r"^novel: "):
-        check_records([record], tight, MIXED)
+        check_records([record], Feed(tight, MIXED))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +333,67 @@ def test_what_passes_the_check_can_be_trained_on_in_every_epoch(encoder: Encoder
     tight = encoder._replace(max_tokens=len(encode_record(encoder, first, record.data_type).tokens))
     config = DataConfig(batch_size=1, qa_form="turns")
     try:
-        check_records([record], tight, config)
+        check_records([record], Feed(tight, config))
     except ClaraError:
         return  # refused before the first step: that is as good
     assert len(list(training_batches([record], tight, config, 6))) == 6
+
+
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
+    """Return five records with three documents each, neighbours sharing two of them."""
+    return read_records(str(write_choices(tmp_path_factory.mktemp("choices") / "data.jsonl", range(5))))
+
+
+@pytest.mark.parametrize("stage", ["retrieval", "end_to_end"])
+def test_a_choosing_stage_gets_questions_positives_and_each_document_once(
+    stage: Stage, encoder: Encoder, choices: list[Record]
+) -> None:
+    feed = Feed(encoder, DataConfig(batch_size=5, length_multiple=16), stage, top_k=2)
+    (step,) = training_batches(choices, feed, 1)
+    (batch,) = step.batches
+    assert batch.retrieval is not None and isinstance(batch.documents, Documents)
+    by_name = {record.id: record for record in choices}
+    named = [by_name[name] for name in step.names]
+    assert np.argwhere(np.array(batch.retrieval.positives)).tolist() == [
+        [i, r.positives[0]] for i, r in enumerate(named)
+    ]
+    rows, sizes, places = (np.array(leaf) for leaf in (*batch.documents, batch.candidates))
+    for i, record in enumerate(named):
+        found = [tuple(rows[j][: sizes[j]].tolist()) for j in places[i] if j >= 0]
+        assert found == [encode_document(encoder, text) for text in record.docs]
+    assert int((batch.documents.lengths > 0).sum()) == 7 == len(distinct_documents(choices, encoder))
+    assert bool(batch.target_mask.any()) is (stage == "end_to_end"), "retrieval asks no generator"
+
+
+def test_instruct_reads_all_documents_and_asks_another_question_each_epoch(
+    encoder: Encoder, records: list[Record], choices: list[Record]
+) -> None:
+    config = DataConfig(batch_size=4, autoencode_share=1.0, paraphrase_share=1.0)
+    (step,) = training_batches(choices, Feed(encoder, config, "instruct"), 1)
+    assert step.batches[0].retrieval is None and (np.array(step.batches[0].candidates) >= 0).sum() == 12
+    record = records[2]
+    steps = training_batches([record], Feed(encoder, config, "instruct"), 4)
+    learnt = [encoder.tokenizer.hf.decode(answers(step.batches[0])[0][:-1]) for step in steps]
+    assert learnt == [*record.replies, *record.replies], "one question a time, whatever the shares say"
+
+
+def test_batches_carry_memories_where_they_are_given(encoder: Encoder, choices: list[Record]) -> None:
+    asked: list[tuple[int, ...]] = []
+
+    def memory(documents: Sequence[tuple[int, ...]]) -> mx.array:
+        asked.extend(documents)
+        return mx.array([len(document) for document in documents])[:, None, None] * mx.ones((1, 4, 2))
+
+    feed = Feed(encoder, DataConfig(batch_size=5), "end_to_end", 2, memory)
+    trained = (batch for step in training_batches(choices, feed, 1) for batch in step.batches)
+    for batch in itertools.chain(trained, evaluation_batches(choices, feed, 8)):
+        assert isinstance(batch.documents, mx.array) and batch.documents.shape[1:] == (4, 2)
+        wanted = [len(document) for document in asked]
+        assert batch.documents[: len(asked), 0, 0].tolist() == wanted and len(set(asked)) == 7
+        asked.clear()
+
+
+def test_documents_with_the_same_tokens_count_once(encoder: Encoder) -> None:
+    records = [Record(docs=["x" * 32 + "a", "b"]), Record(docs=["b", "x" * 32 + "c", "b"])]
+    assert distinct_documents(records, encoder) == [encode_document(encoder, text) for text in ("x" * 32, "b")]

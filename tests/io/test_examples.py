@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
-from folders import SPECIAL, VOCAB_SIZE, tiny_encoder, tiny_tokenizer
+from folders import CHAT_TEMPLATE, SPECIAL, VOCAB_SIZE, tiny_encoder, tiny_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import GOLDEN, STAGES, TOP_K, load_reference, records_of
 
 from clara.core import prompts
 from clara.core.collate import ANSWER, FIXED, INPUT, Example
 from clara.core.config import MemoryConfig
+from clara.core.prompts import Wording
 from clara.io.errors import ClaraError
-from clara.io.examples import Encoder, encode_document, encode_prompt, encode_record, layout_for, make_encoder
+from clara.io.examples import (
+    QUESTION_MAX_TOKENS,
+    Encoder,
+    encode_choice,
+    encode_document,
+    encode_prompt,
+    encode_question,
+    encode_record,
+    layout_for,
+    make_encoder,
+    turns,
+)
 from clara.io.records import Record
-from clara.io.tokens import Tokenizer, decode
+from clara.io.tokens import Tokenizer, decode, encode, load_tokenizer
 
 BOS, EOS = 1, 2
 ENC, SEP, FIRST_SLOT = VOCAB_SIZE, VOCAB_SIZE + 1, VOCAB_SIZE + 2
@@ -46,6 +64,15 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 def encoder(tokenizer: Tokenizer) -> Encoder:
     """Return an encoder with room for everything."""
     return tiny_encoder(tokenizer, doc_max_tokens=32, compression_rate=8)
+
+
+@pytest.fixture(scope="module")
+def reference_encoder() -> Encoder:
+    """Return an encoder of the reference's base that joins texts and cuts documents as the original does."""
+    tokenizer, meta = load_tokenizer(GOLDEN / "base"), json.loads((GOLDEN / "meta.json").read_text())
+    longest, rate = meta["doc_max_length"], meta["compr_rate"]
+    memory = MemoryConfig(doc_max_tokens=longest, compression_rate=rate, cuts_suffix=True)
+    return make_encoder(tokenizer, layout_for(tokenizer, tokenizer.vocab_size, memory), longest, 2048)
 
 
 def spans(example: Example, role: int) -> list[tuple[int, ...]]:
@@ -104,6 +131,20 @@ def test_turns_ask_and_pairs_write_down(encoder: Encoder) -> None:
     assert len(spans(turns, ANSWER)) == len(spans(turns, INPUT)) == 3
 
 
+@pytest.mark.parametrize("turn", range(4))
+def test_one_asks_a_single_question_another_each_turn(encoder: Encoder, turn: int) -> None:
+    example, first = encode_record(encoder, RECORD, "qa", turn, form="one"), turn % 3
+    assert texts(encoder, example, INPUT) == [RECORD.questions[first]]
+    assert texts(encoder, example, ANSWER) == [f"{RECORD.answers[first]}<|im_end|>"]
+
+
+def test_a_record_repeats_itself_after_its_turns(encoder: Encoder) -> None:
+    for task, count in (("qa", 3), ("paraphrase", len(encoder.prompts.paraphrases)), ("autoencode", 1)):
+        assert turns(encoder, RECORD, task) == count
+        seen = [encode_record(encoder, RECORD, task, turn) for turn in range(2 * count)]
+        assert seen[:count] == seen[count:] and len(set(seen)) == count
+
+
 def test_another_turn_begins_with_another_question(encoder: Encoder) -> None:
     first = [texts(encoder, encode_record(encoder, RECORD, "qa", turn), INPUT)[0] for turn in range(4)]
     assert first == [*RECORD.questions, RECORD.questions[0]]
@@ -157,9 +198,10 @@ def test_autoencode_learns_the_document_as_far_as_it_is_compressed(encoder: Enco
 
 
 def test_the_wording_of_a_paraphrase_depends_on_the_turn(encoder: Encoder) -> None:
-    asked = [encode_record(encoder, RECORD, "paraphrase", turn) for turn in range(len(prompts.PARAPHRASES) + 1)]
-    for example, wording in zip(asked, prompts.PARAPHRASES, strict=False):
-        assert wording.replace("{memory}", "[m][m][m][m][s]") in written(encoder, example)
+    wordings = encoder.prompts.paraphrases
+    asked = [encode_record(encoder, RECORD, "paraphrase", turn) for turn in range(len(wordings) + 1)]
+    for example, wording in zip(asked, wordings, strict=False):
+        assert wording.user.replace("{memory}", "[m][m][m][m][s]") in written(encoder, example)
     assert asked[-1] == asked[0]
     assert {tuple(texts(encoder, example, ANSWER)) for example in asked} == {(f"{RECORD.paraphrase}<|im_end|>",)}
 
@@ -254,6 +296,152 @@ def test_a_document_is_framed_and_cut(encoder: Encoder) -> None:
     framed = encode_document(encoder, "x" * 100)
     assert framed == (ENC, BOS, *[framed[2]] * 32, EOS) and len(framed) == 35
     assert encode_document(encoder, "") == (ENC, BOS, EOS)
+
+
+def test_a_question_is_framed_like_a_document_and_cut_at_its_own_length(encoder: Encoder) -> None:
+    assert encode_question(encoder, "Which?") == encode_document(encoder, "Which?")
+    letter = encode(encoder.tokenizer, "x")[0]
+    assert encode_question(encoder, "x" * 600) == (ENC, BOS, *[letter] * QUESTION_MAX_TOKENS, EOS)
+
+
+@pytest.mark.parametrize(("length", "end"), [(31, (EOS,)), (32, (EOS,)), (33, ()), (90, ())])
+def test_a_document_that_is_cut_late_loses_its_end(tokenizer: Tokenizer, length: int, end: tuple[int, ...]) -> None:
+    memory = MemoryConfig(doc_max_tokens=32, compression_rate=8, cuts_suffix=True)
+    encoder = make_encoder(tokenizer, layout_for(tokenizer, VOCAB_SIZE, memory), 32, 2048)
+    letter = encode(tokenizer, "x")[0]
+    assert encode_document(encoder, "x" * length) == (ENC, BOS, *[letter] * min(length, 33), *end)
+
+
+CANDIDATES = Record(
+    id="lamps",
+    docs=["one", "two", "three", "four"],
+    question=["Which?", "Why?"],
+    answers=["three", "because"],
+    pos_index=[2, 0],
+)
+
+
+@pytest.mark.parametrize("top_k", [1, 3, 4, 9])
+@pytest.mark.parametrize("turn", [0, 1, 2])
+def test_a_choice_has_all_candidates_and_slots_for_those_it_takes(encoder: Encoder, top_k: int, turn: int) -> None:
+    example, first = encode_choice(encoder, CANDIDATES, top_k, turn), turn % 2
+    assert example.documents == tuple(encode_document(encoder, text) for text in CANDIDATES.docs)
+    assert [t for t in example.tokens if t >= FIRST_SLOT] == list(range(FIRST_SLOT, FIRST_SLOT + 4 * min(top_k, 4)))
+    assert example.tokens.count(SEP) == min(top_k, 4)
+    assert texts(encoder, example, INPUT) == [CANDIDATES.questions[first]]
+    assert texts(encoder, example, ANSWER) == [f"{CANDIDATES.replies[first]}<|im_end|>"]
+    assert example.question == encode_question(encoder, CANDIDATES.questions[first])
+    assert example.positives == (2, 0)
+
+
+def test_a_choice_is_asked_as_it_was_trained(encoder: Encoder) -> None:
+    trained, asked = encode_choice(encoder, CANDIDATES, 3), encode_prompt(encoder, CANDIDATES.docs, "Which?", top_k=3)
+    first_answer = trained.roles.index(ANSWER)
+    assert (trained.tokens[:first_answer], trained.roles[:first_answer]) == (asked.tokens, asked.roles)
+    assert (trained.documents, trained.question) == (asked.documents, asked.question)
+
+
+def test_a_choice_of_as_many_as_there_are_reads_like_a_question_about_all(encoder: Encoder) -> None:
+    choice, record = encode_choice(encoder, CANDIDATES, 4), encode_record(encoder, CANDIDATES, "qa", form="one")
+    assert choice == record._replace(question=choice.question, positives=choice.positives)
+    assert (record.question, record.positives) == ((), ())
+
+
+def test_a_choice_that_is_not_answered_has_no_prompt(encoder: Encoder) -> None:
+    bare = encode_choice(limited(encoder, 1), CANDIDATES, 3, answered=False)
+    assert bare == encode_choice(encoder, CANDIDATES, 3)._replace(tokens=(), roles=())
+
+
+def test_a_record_without_positives_has_none(encoder: Encoder) -> None:
+    assert encode_choice(encoder, RECORD, 3).positives == ()
+
+
+def test_a_choice_that_cannot_fit_is_named(encoder: Encoder) -> None:
+    with pytest.raises(ClaraError, match=r"^lamps: .*more than max_tokens 60; raise max_tokens or shorten the answer"):
+        encode_choice(limited(encoder, 60), CANDIDATES, 3)
+
+
+def worded(encoder: Encoder, **wordings: Any) -> Encoder:
+    """Return the encoder with other wordings."""
+    return encoder._replace(prompts=prompts.Prompts(**wordings))
+
+
+def test_a_system_message_opens_the_conversation_once(encoder: Encoder) -> None:
+    brief = worded(encoder, answer=Wording("{memory}{question}", system="Be brief."), next_question="And {question}")
+    record = Record(docs=["d"], question=["Q?", "R?"], answers=["a", "b"])
+    assert written(encoder, encode_record(brief, record, "qa")) == (
+        "<|im_start|>system\nBe brief.<|im_end|>\n"
+        "<|im_start|>user\n[m][m][m][m][s]Q?<|im_end|>\n<|im_start|>assistant\na<|im_end|>\n"
+        "<|im_start|>user\nAnd R?<|im_end|>\n<|im_start|>assistant\nb<|im_end|>"
+    )
+
+
+def test_where_the_template_has_no_system_its_message_opens_the_first_turn(tmp_path: Path) -> None:
+    refusing = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no') }}{% endif %}" + CHAT_TEMPLATE
+    encoder = tiny_encoder(tiny_tokenizer(tmp_path, chat_template=refusing))
+    brief = worded(encoder, answer=Wording("{memory}{question}", system="Be brief."))
+    slots = "[m]" * encoder.layout.num_memory_tokens
+    assert written(encoder, encode_prompt(brief, ["d"], "Q?")) == (
+        f"<|im_start|>user\nBe brief.\n{slots}[s]Q?<|im_end|>\n<|im_start|>assistant\n"
+    )
+
+
+@settings(max_examples=60)
+@given(pairs=st.lists(st.tuples(words, words), min_size=1, max_size=4), form=st.sampled_from(["turns", "pairs", "one"]))
+def test_joined_text_has_the_tokens_and_roles_of_its_parts_where_no_token_crosses_a_border(
+    encoder: Encoder, pairs: list[tuple[str, str]], form: str
+) -> None:
+    record = Record(docs=["d"], question=[q for q, _ in pairs], answers=[a for _, a in pairs])
+    plain = encode_record(encoder, record, "qa", form=form)
+    whole = encode_record(worded(encoder, joined=True), record, "qa", form=form)
+    count = len(plain.tokens)
+    assert (whole.tokens[:count], whole.roles[:count]) == (plain.tokens, plain.roles)
+    assert decode(encoder.tokenizer, whole.tokens[count:]) == "\n"
+    assert set(whole.roles[count:]) == {ANSWER}
+
+
+def test_joined_text_is_tokenised_across_the_borders_of_its_parts(reference_encoder: Encoder) -> None:
+    tokenizer = reference_encoder.tokenizer
+    known = (decode(tokenizer, [token]) for token in range(3, tokenizer.vocab_size))
+    word = next(each for each in known if each.isalpha() and len(each) == 2 and len(encode(tokenizer, each)) == 1)
+    asking = Wording(f"{{memory}}{word[0]}{{question}}")
+    rows = [
+        encode_prompt(worded(reference_encoder, answer=asking, joined=joined), [], word[1]) for joined in (True, False)
+    ]
+    joined, apart = (decode(tokenizer, row.tokens, skip_special=False) for row in rows)
+    assert joined == apart
+    assert len(rows[0].tokens) == len(rows[1].tokens) - 1
+
+
+def test_a_document_repeated_in_joined_text_is_cut_where_it_is_compressed(encoder: Encoder) -> None:
+    record = Record(docs=["x" * 31 + "abc"], data_type="autoencode")
+    example = encode_record(worded(encoder, joined=True), record, "autoencode")
+    assert texts(encoder, example, ANSWER) == ["x" * 31 + "a<|im_end|>\n"]
+
+
+def wording_of(encoder: Encoder, example: Example, question: str) -> Wording:
+    """Return how an example of the reference asks, read off its tokens."""
+    ids = [encoder.layout.vocab_size if t == encoder.layout.first_slot else t for t in example.tokens]
+    runs = itertools.groupby(
+        (t for t in ids if t <= encoder.layout.vocab_size), lambda t: t < encoder.layout.vocab_size
+    )
+    shown = "".join(decode(encoder.tokenizer, list(r), skip_special=False) if own else "{memory}" for own, r in runs)
+    system, user, _ = re.findall(r"<\|im_start\|>\w+\n(.*?)<\|im_end\|>", shown, re.DOTALL)
+    return Wording(user.replace(question, "{question}"), system=system)
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_the_texts_of_the_reference_become_its_inputs(reference_encoder: Encoder, name: str) -> None:
+    expected, records = load_reference(name).examples, [msgspec.convert(each, Record) for each in records_of(name)]
+    wording = wording_of(reference_encoder, expected[0], records[0].questions[0])
+    encoder = worded(reference_encoder, joined=True, **{"pairs" if name == "stage1" else "answer": wording})
+    for record, example in zip(records, expected, strict=True):
+        if example.question:
+            own = encode_choice(encoder, record, TOP_K)
+        else:
+            own = encode_record(encoder, record, "qa", form="pairs" if name == "stage1" else "one")
+        roles = tuple(FIXED if role == INPUT else role for role in own.roles)  # the reference never cuts a question
+        assert own._replace(name=example.name, roles=roles) == example
 
 
 def test_the_layout_leaves_out_a_beginning_that_the_base_does_not_have(tokenizer: Tokenizer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clara.core.config import STAGES, Stage
 from clara.io.errors import ClaraError
-from clara.io.records import BUILTIN, Record, data_path, read_records, require_one_document
+from clara.io.records import BUILTIN, Record, check_stage, data_path, fault, read_records, with_candidates
 
 GOOD = {"docs": ["A lamp."], "question": ["What?"], "answers": ["A lamp"]}
 SEEN = [json.dumps(GOOD).encode(), b'{"docs": ["\\ud800"]}', b'{"docs": 3}']
@@ -173,9 +175,9 @@ def test_any_bytes_give_records_or_a_refusal_that_names_the_file(scratch: Path, 
 
 def test_stage_pretrain_wants_exactly_one_document() -> None:
     one, two = Record(id="one", docs=["a"]), Record(id="two", docs=["a", "b"])
-    require_one_document([one, one])
+    check_stage([one, one], "pretrain")
     with pytest.raises(ClaraError, match="record two: 2 documents; stage pretrain wants exactly one"):
-        require_one_document([one, two])
+        check_stage([one, two], "pretrain")
 
 
 def test_the_sample_is_large_enough_to_train_on() -> None:
@@ -186,7 +188,8 @@ def test_the_sample_is_large_enough_to_train_on() -> None:
 @pytest.mark.parametrize("name", BUILTIN)
 def test_every_built_in_record_has_one_document_four_pairs_and_a_paraphrase(name: str) -> None:
     records = read_records(name)
-    require_one_document(records)
+    for stage in STAGES:
+        check_stage(with_candidates(records, 0 if stage == "pretrain" else 5, 0), stage)
     assert [r.id for r in records if len(r.questions) < 4 or len(r.replies) < 4 or not r.paraphrase] == []
 
 
@@ -201,3 +204,93 @@ def test_a_built_in_name_goes_before_a_file_of_that_name(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sample").write_text("x")
     assert data_path("sample").name == "sample_train.jsonl"
+
+
+@pytest.mark.parametrize(
+    ("index", "said"),
+    [
+        ([2], "pos_index is [2]; wanted numbers of the 2 documents, counted from 0"),
+        ([0, -1], "pos_index is [0, -1]; wanted numbers of the 2 documents, counted from 0"),
+        ([1, 0, 1], "pos_index is [1, 0, 1]; wanted each document once"),
+        ([0.5], "$.pos_index[0]"),
+        (1, "$.pos_index"),
+    ],
+)
+def test_a_wrong_pos_index_is_refused(index: Any, said: str, tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD, GOOD | {"docs": ["A", "B"], "pos_index": index})
+    message = refusal(path)
+    assert message.startswith(f"{path}:2: ") and said in message
+
+
+@pytest.mark.parametrize(
+    ("more", "positives"),
+    [({}, []), ({"pos_index": None}, []), ({"pos_index": []}, []), ({"pos_index": [1, 0]}, [1, 0])],
+)
+def test_positives_are_those_of_pos_index(more: dict[str, Any], positives: list[int], tmp_path: Path) -> None:
+    (record,) = read_records(str(write(tmp_path, GOOD | {"docs": ["A", "B"]} | more)))
+    assert record.positives == positives
+
+
+@pytest.mark.parametrize("stage", ["instruct", "retrieval", "end_to_end"])
+@pytest.mark.parametrize("task", ["paraphrase", "autoencode"])
+def test_later_stages_want_questions(stage: Stage, task: str) -> None:
+    good = Record(id="good", docs=["a", "b"], question="q", answer="a", pos_index=[0])
+    check_stage([good], stage)
+    with pytest.raises(ClaraError, match=f"record bad: data_type is '{task}'; stage {stage} wants qa"):
+        check_stage([good, Record(id="bad", docs=["a"], data_type=task, paraphrase="p")], stage)
+
+
+def test_retrieval_wants_a_record_with_a_known_positive() -> None:
+    unknown = Record(id="unknown", docs=["a", "b"], question="q", answer="a")
+    known = Record(id="known", docs=["a", "b"], question="q", answer="a", pos_index=[1])
+    check_stage([unknown, known], "retrieval")
+    check_stage([unknown], "end_to_end")
+    with pytest.raises(ClaraError, match="record unknown and all others: no pos_index; stage retrieval wants"):
+        check_stage([unknown, unknown], "retrieval")
+
+
+texts = st.sampled_from([f"text {i}" for i in range(9)])
+
+
+@st.composite
+def any_record(draw: st.DrawFn) -> Record:
+    """Return a record of one to four documents, its positives known or not."""
+    docs = draw(st.lists(texts, min_size=1, max_size=4))
+    where = st.lists(st.integers(0, len(docs) - 1), unique=True, max_size=len(docs))
+    return Record(docs=docs, question="q", answer="a", pos_index=draw(st.none() | where))
+
+
+@settings(max_examples=200)
+@given(records=st.lists(any_record(), min_size=1, max_size=5), count=st.integers(0, 12), seed=st.integers(0, 3))
+def test_candidates_are_filled_up_and_nothing_is_lost(records: list[Record], count: int, seed: int) -> None:
+    pool = {text for record in records for text in record.docs}
+    filled = with_candidates(records, count, seed)
+    assert filled == with_candidates(records, count, seed)
+    for before, after in zip(records, filled, strict=True):
+        own = Counter(before.docs)
+        room = len(before.docs) + len(pool - set(before.docs))
+        assert len(after.docs) == max(len(before.docs), min(count, room))
+        added = Counter(after.docs) - own
+        assert own <= Counter(after.docs) and set(added.values()) <= {1}
+        assert set(added) <= pool - set(before.docs)
+        if len(after.docs) == len(before.docs) and count <= len(before.docs):
+            assert after == before
+            continue
+        lone = before.pos_index is None and len(before.docs) == 1
+        wanted = before.docs if lone else [before.docs[i] for i in before.positives]
+        assert sorted(after.docs[i] for i in after.positives) == sorted(wanted)
+        assert fault(after) is None
+
+
+def test_candidates_of_other_seeds_and_places_are_others() -> None:
+    records = [Record(id=str(i), docs=[f"text {i}"], question="q", answer="a") for i in range(20)]
+    one, other = (with_candidates(records, 5, seed) for seed in (0, 1))
+    assert [record.docs for record in one] != [record.docs for record in other]
+    assert len({tuple(record.positives) for record in one}) > 2, "the answer stands in any place"
+    assert len({frozenset(record.docs) for record in one}) == 20
+
+
+def test_unknown_positives_stay_unknown() -> None:
+    records = [Record(docs=["a", "b"], question="q", answer="a"), Record(docs=["c"], question="q", answer="a")]
+    first, second = with_candidates(records, 3, 0)
+    assert first.positives == [] and [second.docs[i] for i in second.positives] == ["c"]

@@ -20,10 +20,12 @@ from clara.io.errors import ClaraError
 from clara.io.gguf import load_gguf
 from clara.io.tokens import (
     Tokenizer,
+    chat_parts,
     chat_pieces,
     decode,
     encode,
     encode_batch,
+    encode_parts,
     load_tokenizer,
     tokenizer_from_gguf,
 )
@@ -164,6 +166,41 @@ def test_a_conversation_with_its_answer_begins_like_the_question(tokenizer: Toke
     assert answered[: len(asked)] == asked
     assert answered[len(asked)] == ANSWER
     assert answered[-1][0] == 2  # type: ignore[comparison-overlap]
+
+
+def test_a_conversation_as_text_alternates_with_its_slots(tokenizer: Tokenizer) -> None:
+    messages = [{"role": "user", "content": f"Read {DOCUMENT}{DOCUMENT}.\n{QUESTION}"}]
+    parts = chat_parts(tokenizer, messages, [DOCUMENT, QUESTION])
+    assert parts == [
+        *("<|im_start|>user\nRead ", DOCUMENT, "", DOCUMENT, ".\n", QUESTION),
+        "<|im_end|>\n<|im_start|>assistant\n",
+    ]
+    assert chat_parts(tokenizer, messages) == ["".join(parts)]
+
+
+written_parts = st.lists(
+    st.text(max_size=20) | st.sampled_from(["hello world", "<|im_end|>", " <|im_start|>1"]), min_size=1
+)
+
+
+@given(texts=written_parts)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+def test_parts_are_encoded_each_by_itself_with_the_place_of_each_token(tokenizer: Tokenizer, texts: list[str]) -> None:
+    parts = encode_parts(tokenizer, texts)
+    assert [decode(tokenizer, ids, skip_special=False) for ids, _ in parts] == texts
+    for text, (ids, starts) in zip(texts, parts, strict=True):
+        assert len(ids) == len(starts)
+        assert starts == sorted(starts) and starts[:1] == [0][: len(text)]
+        for token, start in zip(ids, starts, strict=True):
+            shown = decode(tokenizer, [token], skip_special=False)
+            assert "\ufffd" in shown or text.startswith(shown, start)
+
+
+def test_without_a_token_that_leaves_spaces_alone_each_part_is_encoded_alone(tmp_path: Path) -> None:
+    backend = Backend(models.BPE({"a": 0, "b": 1, " ": 2, "<s>": 3}, []))
+    backend.add_special_tokens([AddedToken("<s>", normalized=False, special=True, lstrip=True, rstrip=True)])
+    loaded = load_tokenizer(save_folder(tmp_path, backend, eos_token="<s>"))
+    assert encode_parts(loaded, ["a ", " b"]) == [([0, 2], [0, 1]), ([2, 1], [0, 1])]
 
 
 def test_without_slots_there_is_one_piece(tokenizer: Tokenizer) -> None:

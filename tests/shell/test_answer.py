@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 from folders import tiny_folder, tiny_session
 
 from clara.core.bind import anatomy, head, hidden_states, part_of
 from clara.io.examples import encode_prompt
-from clara.shell.answer import answer, compress_texts
+from clara.shell.answer import answer, choose, compress_texts
 from clara.shell.setup import Session
 
 TEXTS = ["A lamp.", "x" * 80, "", "The lamp is red and old.", "é日🎉", "Lamps burn.", "b", "c c c", "Nine."]
@@ -97,3 +98,32 @@ def test_an_end_token_ends_the_answer_and_is_not_shown(tmp_path: Path) -> None:
 
 def test_a_question_without_a_document_is_answered_too(session: Session) -> None:
     assert "".join(answer(session, [], "Which?", max_tokens=4)) != ""
+
+
+@pytest.fixture(scope="module")
+def choosing(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """Return a session of the tiny base that chooses two documents."""
+    return tiny_session(tiny_folder(tmp_path_factory.mktemp("base")), stage="end_to_end", retrieval={"top_k": 2})
+
+
+def test_a_reading_stage_takes_all_documents(session: Session) -> None:
+    assert choose(session, compress_texts(session, TEXTS[:4]), "Which?") == [0, 1, 2, 3]
+
+
+def test_a_choosing_stage_takes_the_best_by_score_wherever_they_stand(choosing: Session) -> None:
+    memory = compress_texts(choosing, TEXTS)
+    chosen = choose(choosing, memory, "Which?")
+    assert len(chosen) == len(set(chosen)) == 2
+    turned = choose(choosing, memory[::-1], "Which?")
+    assert [len(TEXTS) - 1 - i for i in turned] == chosen
+    rest = mx.array([i for i in range(len(TEXTS)) if i not in chosen])
+    assert not set(rest[mx.array(choose(choosing, memory[rest], "Which?"))].tolist()) & set(chosen)
+    assert choose(choosing, memory[:1], "Which?") == [0]
+
+
+def test_an_answer_is_given_from_the_documents_that_are_chosen(choosing: Session) -> None:
+    chosen = choose(choosing, compress_texts(choosing, TEXTS), "Which?")
+    reading = choosing._replace(config=msgspec.structs.replace(choosing.config, stage="instruct"))
+    found = "".join(answer(choosing, TEXTS, "Which?", max_tokens=8))
+    assert found == "".join(answer(reading, [TEXTS[i] for i in chosen], "Which?", max_tokens=8)) != ""
+    assert "".join(answer(choosing, [], "Which?", max_tokens=4)) != ""

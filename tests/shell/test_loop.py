@@ -12,12 +12,14 @@ from folders import tiny_folder, tiny_session, write_records
 from clara.core.collate import collate
 from clara.core.step import make_eval_step
 from clara.core.types import Batch, Documents, Params, Term, TrainState
-from clara.io.dataset import DataConfig, StepBatch, evaluation_batches
+from clara.io.dataset import DataConfig, Feed, StepBatch, evaluation_batches
 from clara.io.errors import ClaraError
 from clara.io.examples import encode_record
 from clara.io.records import Record, read_records
 from clara.shell.loop import evaluate, training_steps
 from clara.shell.setup import Session
+
+WEIGHTS = {"next_token": 1.0, "alignment": 0.1, "contrastive": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +91,26 @@ def test_a_loss_that_is_no_number_names_step_and_records(value: float) -> None:
         next(steps)
 
 
+def test_a_gradient_that_is_no_number_is_named_too() -> None:
+    def update(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
+        state, metrics = halve(state, batches)
+        return state, metrics | {"gradient_norm": mx.array(float("inf"))}
+
+    with pytest.raises(ClaraError, match=r"^step 1: the gradient norm is inf; its records: r0a, r0b$"):
+        next(training_steps(update, start(), step_batches(1)))
+
+
 def small_batch(values: list[float]) -> Batch:
     """Return a batch whose document tokens are the values; the rest is empty."""
     tokens, none = mx.array(values)[:, None], mx.zeros((len(values), 1))
-    return Batch(Documents(tokens, mx.ones(len(values))), none, none, none, none, mx.random.key(0))
+    rows = mx.arange(len(values))[:, None]
+    return Batch(Documents(tokens, mx.ones(len(values))), rows, none, none, none, none, mx.random.key(0))
 
 
 def count_tokens(params: Params, batch: Batch) -> dict[str, Term]:
     """Return as next-token loss the documents' tokens weighted by their row, and their squares as alignment."""
-    tokens = batch.documents.tokens
+    assert isinstance(batch.documents, Documents)
+    tokens = batch.documents.tokens[batch.candidates[:, 0]]
     rows = mx.arange(1, tokens.shape[0] + 1)[:, None]
     return {
         "next_token": ((tokens * rows).sum() * params["w"], mx.array(tokens.shape[0])),
@@ -106,11 +119,12 @@ def count_tokens(params: Params, batch: Batch) -> dict[str, Term]:
 
 
 def test_means_are_sums_over_all_batches_divided_once() -> None:
-    means = evaluate(count_tokens, {"w": mx.array(2.0)}, [small_batch([1, 2, 3]), small_batch([10])])
+    means = evaluate(count_tokens, {"w": mx.array(2.0)}, [small_batch([1, 2, 3]), small_batch([10])], WEIGHTS)
     assert means == pytest.approx(
         {
+            "loss": 2 * (1 * 1 + 2 * 2 + 3 * 3 + 1 * 10) / 4 + 0.1 * (1 + 4 + 9 + 100) / 8,
             "next_token": 2 * (1 * 1 + 2 * 2 + 3 * 3 + 1 * 10) / 4,
-            "other_memory": 2 * (1 * 3 + 2 * 1 + 3 * 2 + 1 * 10) / 4,
+            "other_memory": 2 * (1 * 3 + 2 * 1 + 3 * 2) / 3,
             "alignment": (1 + 4 + 9 + 100) / 8,
         }
     )
@@ -120,18 +134,25 @@ def test_without_a_next_token_loss_there_is_no_other_memory() -> None:
     def only_alignment(params: Params, batch: Batch) -> dict[str, Term]:
         return {"alignment": count_tokens(params, batch)["alignment"]}
 
-    assert evaluate(only_alignment, {"w": mx.array(2.0)}, [small_batch([2])]) == {"alignment": 2.0}
+    means = evaluate(only_alignment, {"w": mx.array(2.0)}, [small_batch([2])], WEIGHTS)
+    assert means == pytest.approx({"loss": 0.2, "alignment": 2.0})
 
 
-def test_a_term_that_counts_nothing_is_zero_and_no_nan() -> None:
-    assert evaluate(lambda *_: {"alignment": (mx.array(0.0), mx.array(0))}, {}, [small_batch([2])]) == {"alignment": 0}
+def test_a_term_that_counts_nothing_is_left_out() -> None:
+    terms = {"alignment": (mx.array(0.0), mx.array(0)), "contrastive": (mx.array(3.0), mx.array(2))}
+    weights = {"alignment": 1.0, "contrastive": 2.0}
+    assert evaluate(lambda *_: terms, {}, [small_batch([2])], weights) == {"loss": 3.0, "contrastive": 1.5}
+
+
+def test_without_batches_there_are_no_means() -> None:
+    assert evaluate(count_tokens, {"w": mx.array(2.0)}, [], WEIGHTS) == {}
 
 
 def test_means_of_a_model_are_those_of_its_records_one_by_one(session: Session, records: list[Record]) -> None:
     config, eval_step = DataConfig(max_tokens=512), make_eval_step(session.base, session.config)
-    batches = list(evaluation_batches(records, session.encoder, config, 3))
+    batches = list(evaluation_batches(records, Feed(session.encoder, config), 3))
     assert sorted(batch.tokens.shape[0] for batch in batches) == [3, 4]
-    found = evaluate(eval_step, session.params, batches)
+    found = evaluate(eval_step, session.params, batches, WEIGHTS)
     examples = [encode_record(session.encoder, record, "qa") for record in records]
     terms = [eval_step(session.params, collate([e], session.base.layout, mx.random.key(0))) for e in examples]
     for name in ("next_token", "alignment"):
@@ -144,7 +165,7 @@ def test_other_memory_is_the_loss_with_the_document_of_another_record(session: S
     examples = [encode_record(session.encoder, record, "qa") for record in records[:3]]
     swapped = [e._replace(documents=examples[i - 1].documents) for i, e in enumerate(examples)]
     right, wrong = (collate(e, session.base.layout, mx.random.key(0)) for e in (examples, swapped))
-    found = evaluate(eval_step, session.params, [right])
+    found = evaluate(eval_step, session.params, [right], WEIGHTS)
     total, count = eval_step(session.params, wrong)["next_token"]
     assert found["other_memory"] == pytest.approx((total / count).item(), rel=1e-6)
     assert abs(found["other_memory"] - found["next_token"]) > 1e-5
@@ -154,7 +175,9 @@ def test_what_is_evaluated_does_not_depend_on_the_batch_size(session: Session, t
     records = read_records(str(write_records(tmp_path / "data.jsonl", range(5))))
     eval_step = make_eval_step(session.base, session.config)
     means = [
-        evaluate(eval_step, session.params, evaluation_batches(records, session.encoder, DataConfig(), size))
+        evaluate(
+            eval_step, session.params, evaluation_batches(records, Feed(session.encoder, DataConfig()), size), WEIGHTS
+        )
         for size in (1, 128)
     ]
     assert means[0]["next_token"] == pytest.approx(means[1]["next_token"], rel=1e-5)

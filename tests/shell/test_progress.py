@@ -38,9 +38,9 @@ def test_a_step_says_how_far_how_well_how_fast_and_how_long_still() -> None:
     )
 
 
-def test_a_step_shows_only_the_terms_that_it_has() -> None:
+def test_a_step_with_one_term_shows_the_loss_alone() -> None:
     line = step_line(step(1, loss=2.5, next_token=2.5), 1, [0.5], 0)
-    assert "next_token 2.5000  3,000 tokens/s" in line and "alignment" not in line and line.endswith("left 0:00")
+    assert line == "step 1/1  loss 2.5000  3,000 tokens/s  0.50 s  peak 0.0 GB  left 0:00"
 
 
 def test_the_time_left_follows_the_last_twenty_steps() -> None:
@@ -53,4 +53,14 @@ def test_an_evaluation_compares_the_memory_with_that_of_another_document() -> No
 
 
 def test_an_evaluation_without_next_tokens_shows_what_there_is() -> None:
-    assert heldout_line({"alignment": 0.5}, 0) == "held-out after step 0: alignment 0.5000"
+    assert heldout_line({"loss": 0.05, "alignment": 0.5}, 0) == "held-out after step 0: loss 0.050"
+
+
+def test_an_evaluation_of_a_choosing_stage_tells_how_candidates_rank_and_how_answers_score() -> None:
+    ranks = {"contrastive": 0.5, "recall_at_1": 0.25, "precision_at_2": 0.125, "mrr": 0.75}
+    scores = {"exact_match": 0.1, "cover_exact_match": 0.2, "token_f1": 0.3}
+    line = heldout_line({"loss": 1.0} | ranks | scores, 3)
+    assert line == (
+        "held-out after step 3: contrastive 0.500; recall@1 0.250, precision@2 0.125, MRR 0.750; "
+        "EM 0.100, cover-EM 0.200, F1 0.300"
+    )

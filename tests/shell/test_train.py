@@ -17,7 +17,6 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.optimizers as optim
-import msgspec
 import numpy as np
 import pytest
 from folders import tiny_folder, write_records
@@ -26,10 +25,13 @@ from mlx.utils import tree_flatten
 from clara.core.optim import learning_rate
 from clara.core.step import make_train_step
 from clara.io import cpu
-from clara.io.checkpoint import checkpoints, load_checkpoint
-from clara.io.dataset import training_batches
+from clara.io.checkpoint import load_checkpoint
+from clara.io.dataset import Feed, training_batches
+from clara.io.files import locked
 from clara.io.records import read_records
+from clara.io.retention import checkpoints, read_best
 from clara.io.runlog import read_events
+from clara.shell import job as jobs
 from clara.shell import train
 from clara.shell.answer import answer
 from clara.shell.loop import Step
@@ -41,6 +43,7 @@ steps = 6
 save_every = 3
 eval_every = 4
 keep = 5
+keep_best = ""
 log_every = 2
 show = 0
 
@@ -194,7 +197,7 @@ def test_a_run_leaves_its_configuration_metrics_curve_and_checkpoints(whole: Pat
     assert [path.name for path in checkpoints(whole / "checkpoints")] == ["step-000003", "step-000006"]
     options = to_options(json.loads((whole / "config.json").read_text()))
     assert (options.model, options.steps, options.data.accumulate) == (str(place.base), 6, 2)
-    assert load_checkpoint(whole / "checkpoints" / "step-000006").config == msgspec.to_builtins(options)
+    assert to_options(load_checkpoint(whole / "checkpoints" / "step-000006").config) == options
     root = ElementTree.parse(whole / "loss.svg").getroot()
     curves = list(root.iter("{http://www.w3.org/2000/svg}polyline"))
     assert [len(curve.attrib["points"].split()) for curve in curves] == [6, 3, 3]
@@ -204,7 +207,8 @@ def test_the_metrics_hold_every_step_and_every_evaluation(whole: Path) -> None:
     events = read_events(whole / "metrics.jsonl")
     assert [event["step"] for event in events if event["event"] == "step"] == [1, 2, 3, 4, 5, 6]
     assert [event["step"] for event in events if event["event"] == "heldout"] == [0, 4, 6]
-    for event in events:
+    assert events[-1] == {"event": "finished", "step": 6}
+    for event in events[:-1]:
         wanted = {"loss", "tokens", "seconds", "peak_gb"} if event["event"] == "step" else {"other_memory"}
         assert wanted | {"next_token", "alignment"} <= event.keys()
     assert all(e["loss"] == pytest.approx(e["next_token"] + 0.1 * e["alignment"]) for e in events if "loss" in e)
@@ -220,13 +224,13 @@ def test_training_lowers_the_loss(place: Place, tmp_path: Path) -> None:
 def test_what_is_printed_says_what_runs_how_far_it_is_and_what_was_learnt(ran: Ran, place: Place) -> None:
     lines = ran.out.splitlines()
     assert (ran.status, ran.err) == (0, "")
-    heading = dict(line.split(maxsplit=1) for line in lines[:5])
-    assert list(heading) == ["device", "base", "memory", "training", "run"]
+    heading = dict(line.split(maxsplit=1) for line in lines[:6])
+    assert list(heading) == ["device", "base", "start", "memory", "training", "run"]
     assert str(place.base) in heading["base"] and "llama" in heading["base"]
     assert heading["memory"] == "4 vectors for up to 32 tokens, anchored"
     assert f"8 records of {place.data}" in heading["training"] and "6 steps of 3" in heading["training"]
     assert heading["run"] == str(place.folder / "whole")
-    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["2/6", "4/6", "6/6"]
+    assert [line.split()[1] for line in lines if line.startswith("step ")] == ["1/6", "2/6", "4/6", "6/6"]
     assert sum(line.startswith("held-out after step ") for line in lines) == 3
     assert lines[-1] == f"run folder: {place.folder / 'whole'}"
     asked = [line.split(maxsplit=1) for line in lines if line.startswith("  ")]
@@ -253,7 +257,7 @@ def test_the_loss_is_that_of_a_loop_that_a_reader_would_write(whole: Path) -> No
         learning_rate(own, options.steps), [own.beta1, own.beta2], own.eps, 0.0, bias_correction=True
     )
     found = []
-    for batch in training_batches(records, session.encoder, options.data, options.steps):
+    for batch in training_batches(records, Feed(session.encoder, options.data), options.steps):
         loss, _, grads = train_step(params, batch.batches)
         grads, _ = optim.clip_grad_norm(grads, own.clip_norm)
         params = optimizer.apply_gradients(grads, params)
@@ -293,8 +297,8 @@ def test_ctrl_c_saves_and_the_command_it_prints_goes_on_to_the_same_end(
 ) -> None:
     real = train.record_step
 
-    def press(job: train.Job, step: Step, seconds: list[float]) -> None:
-        real(job, step, seconds)
+    def press(job: jobs.Job, step: Step, *more: Any) -> None:
+        real(job, step, *more)
         if step.number == 4:
             signal.raise_signal(signal.SIGINT)
 
@@ -330,7 +334,7 @@ def test_ctrl_c_pressed_twice_stops_at_once_without_a_traceback(
 def test_ctrl_c_before_the_first_step_saves_after_it(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, "measure", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(train, "measure", lambda *_: signal.raise_signal(signal.SIGINT) or {})
     stopped = command(*place.arguments(tmp_path / "run"))
     assert stopped.status == 130 and "interrupted; saved step 1." in stopped.out
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "step-000001").manifest.step == 1
@@ -342,7 +346,7 @@ def test_ctrl_c_while_the_base_is_loaded_ends_without_a_traceback(
     def press(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "open_session", press)
+    monkeypatch.setattr(jobs, "open_session", press)
     stopped = command(*place.arguments(tmp_path / "run"))
     assert (stopped.status, stopped.out) == (130, "") and stopped.err.startswith("\nstopped at once")
     assert not (tmp_path / "run").exists()
@@ -398,7 +402,7 @@ def test_a_second_run_in_a_folder_is_refused(whole: Path, place: Place) -> None:
     assert sorted((path, path.stat().st_mtime_ns) for path in whole.rglob("*")) == before
 
 
-def test_a_folder_whose_run_never_saved_starts_anew(
+def test_a_run_that_never_saved_is_begun_anew_by_resuming_it(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def crash(*_: Any) -> None:
@@ -408,9 +412,11 @@ def test_a_folder_whose_run_never_saved_starts_anew(
         patched.setattr(train, "save", crash)
         with pytest.raises(MemoryError):
             command(*place.arguments(tmp_path / "run", "--steps", "3"))
-    assert command(*place.arguments(tmp_path / "run", "--steps", "3")).status == 0
+    ran = command(*place.arguments(tmp_path / "run", "--steps", "3"))
+    assert ran.status == 1 and f"go on with it by --resume {tmp_path / 'run'}" in ran.err
+    assert command("--resume", str(tmp_path / "run")).status == 0
     events = [(event["event"], event["step"]) for event in read_events(tmp_path / "run" / "metrics.jsonl")]
-    assert events == [("heldout", 0), ("step", 1), ("step", 2), ("step", 3), ("heldout", 3)]
+    assert events == [("heldout", 0), ("step", 1), ("step", 2), ("step", 3), ("heldout", 3), ("finished", 3)]
 
 
 BAD_DATA = {
@@ -468,9 +474,11 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(
 
         return train_step
 
-    monkeypatch.setattr(train, "make_train_step", poisoned)
+    monkeypatch.setattr(jobs, "make_train_step", poisoned)
     ran = command(*place.arguments(tmp_path / "run"))
     assert ran.status == 1 and ran.err.startswith("error: step 5: the loss is nan; its records: r")
+    last = tmp_path / "run" / "checkpoints" / "step-000003"
+    assert ran.err.endswith(f"; last good checkpoint: {last}\n") and ran.err.count("\n") == 1
     assert [path.name for path in checkpoints(tmp_path / "run" / "checkpoints")] == ["step-000003"]
     assert [step for step, _ in losses(tmp_path / "run")] == [1, 2, 3, 4]
 
@@ -507,8 +515,8 @@ def test_a_checkpoint_names_the_data_that_was_trained_on_not_what_became_of_the_
 ) -> None:
     before, real = data_fingerprint(str(own.data)), train.record_step
 
-    def edit(job: train.Job, step: Step, seconds: list[float]) -> None:
-        real(job, step, seconds)
+    def edit(*arguments: Any) -> None:
+        real(*arguments)
         write_records(own.data, range(3))
 
     monkeypatch.setattr(train, "record_step", edit)
@@ -518,7 +526,7 @@ def test_a_checkpoint_names_the_data_that_was_trained_on_not_what_became_of_the_
 
 def test_a_finished_run_wants_more_steps_to_go_on(whole: Path) -> None:
     ran = command("--resume", str(whole))
-    assert ran.status == 1 and "has done 6 of 6 steps; give a larger --steps to go on" in ran.err
+    assert ran.status == 1 and "has done all 6 steps; give a larger --steps to go on" in ran.err
 
 
 def test_a_finished_run_goes_on_with_more_steps(whole: Path, tmp_path: Path) -> None:
@@ -599,3 +607,245 @@ def test_a_compiled_run_gives_the_same_losses(whole: Path, place: Place, tmp_pat
     mx.enable_compile()
     assert command(*place.arguments(tmp_path / "run", "--compile", "on")).status == 0
     assert values(tmp_path / "run") == pytest.approx(values(whole), rel=1e-4)
+
+
+CURRICULUM = (
+    SETTINGS.replace("[loss]", "[stages.pretrain.loss]")
+    .replace("steps = 6", "steps = 2")
+    .replace("save_every = 3", "save_every = 0")
+    .replace("eval_every = 4", "eval_every = 0")
+    + """
+[stages.end_to_end]
+steps = 3
+
+[stages.end_to_end.retrieval]
+top_k = 2
+
+[stages.end_to_end.data]
+candidates = 4
+
+[stages.retrieval.data]
+candidates = 4
+"""
+)
+NAMES = ("pretrain", "instruct", "end_to_end")
+
+
+@pytest.fixture(scope="module")
+def course(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """Return base, data and settings of a run of all stages; tests must not change them."""
+    place = place_in(tmp_path_factory.mktemp("course"))
+    place.settings.write_text(CURRICULUM)
+    return place
+
+
+@pytest.fixture(scope="module")
+def taught(course: Place) -> Ran:
+    """Return what an uninterrupted run of all stages printed."""
+    return command(*course.arguments(course.folder / "all", "--stage", "all"))
+
+
+@pytest.fixture(scope="module")
+def school(course: Place, taught: Ran) -> Path:
+    """Return the folder of that run; tests must not change it."""
+    assert taught.status == 0, taught.err
+    return course.folder / "all"
+
+
+def adapters(run: Path) -> dict[str, dict[str, list[Any]]]:
+    """Return the leaves of each adapter in a run's last checkpoint."""
+    params = load_checkpoint(checkpoints(run / "checkpoints")[-1]).params["adapters"]
+    return {name: {path: leaf.tolist() for path, leaf in tree_flatten(each)} for name, each in params.items()}
+
+
+def test_all_stages_run_one_after_the_other_in_folders_of_their_own(school: Path, taught: Ran) -> None:
+    assert taught.err == ""
+    assert sorted(os.listdir(school)) == sorted(["config.json", "memories", *NAMES])
+    assert list(json.loads((school / "config.json").read_text())["stages"]) == list(NAMES)
+    for name, steps in zip(NAMES, (2, 2, 3), strict=True):
+        (path,) = checkpoints(school / name / "checkpoints")
+        manifest = load_checkpoint(path).manifest
+        assert (manifest.step, manifest.stage) == (steps, name)
+        assert read_events(school / name / "metrics.jsonl")[-1] == {"event": "finished", "step": steps}
+    order = [line for line in taught.out.splitlines() if line.startswith("stage ")]
+    assert order == [f"stage {i} of 3: {name}" for i, name in enumerate(NAMES, 1)]
+    assert (school / "end_to_end" / "recall.svg").is_file() and not (school / "instruct" / "recall.svg").exists()
+
+
+def test_each_stage_carries_on_what_the_one_before_has_learnt(school: Path) -> None:
+    first, second, third = (adapters(school / name) for name in NAMES)
+    assert first.keys() == second.keys() == {"compressor", "generator"} and "reasoner" in third
+    assert third["compressor"] == second["compressor"] != first["compressor"]
+    assert third["reasoner"] != third["compressor"], "it began as a copy and was trained"
+    assert third["generator"] != second["generator"] != first["generator"]
+    started = [load_checkpoint(checkpoints(school / n / "checkpoints")[-1]).manifest.started_from for n in NAMES]
+    assert started == ["", str(school / "pretrain"), str(school / "instruct")]
+
+
+def test_documents_are_compressed_once_for_all_stages_that_choose(school: Path, taught: Ran) -> None:
+    (folder,) = (school / "memories").iterdir()
+    assert f"memories  0 of 11 documents are compressed, in {folder}" in taught.out
+    assert sorted(path.suffix for path in folder.iterdir()) == [".json", ".npy"]
+
+
+class Killed(BaseException):
+    """What ends a process in a test."""
+
+
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+@pytest.mark.parametrize(("stage", "step"), [("instruct", 1), ("end_to_end", 2)])
+def test_a_run_of_all_stages_goes_on_where_it_was_and_ends_bit_for_bit_alike(
+    stage: str, step: int, how: str, course: Place, school: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, run = train.record_step, tmp_path / "run"
+
+    def stop(job: jobs.Job, done: Step, *more: Any) -> None:
+        real(job, done, *more)
+        if (job.options.stage, done.number) == (stage, step):
+            if how == "killed":
+                raise Killed
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(train, "record_step", stop)
+        if how == "killed":
+            with pytest.raises(Killed):
+                command(*course.arguments(run, "--stage", "all"))
+        else:
+            stopped = command(*course.arguments(run, "--stage", "all"))
+            assert stopped.status == 130 and f"Go on with: {train.COMMAND} --resume {run}\n" in stopped.out
+    done = NAMES[: NAMES.index(stage)]
+    before = {path: path.stat().st_mtime_ns for name in done for path in (run / name).rglob("*") if path.is_file()}
+    ran = command("--resume", str(run))
+    assert (ran.status, ran.err) == (0, "")
+    assert ran.out.count("has done its ") == len(done)
+    assert before == {path: path.stat().st_mtime_ns for path in before}, "what is finished is left alone"
+    for name, last in zip(NAMES, (2, 2, 3), strict=True):
+        assert losses(run / name) == losses(school / name)
+        assert saved(run / name, last) == saved(school / name, last)
+
+
+def test_a_finished_run_of_all_stages_has_nothing_left_to_do(school: Path) -> None:
+    before = sorted((path, path.stat().st_mtime_ns) for path in (school / "end_to_end").rglob("*"))
+    ran = command("--resume", str(school))
+    assert ran.status == 0 and ran.out.count("has done its ") == 3
+    assert sorted((path, path.stat().st_mtime_ns) for path in (school / "end_to_end").rglob("*")) == before
+
+
+def test_bad_data_of_a_later_stage_is_refused_before_the_first(own: Place) -> None:
+    own.settings.write_text(CURRICULUM)
+    own.data.write_text(json.dumps({"id": "dull", "docs": ["a"], "data_type": "autoencode"}) + "\n")
+    ran = command(*own.arguments(own.folder / "run", "--stage", "all"))
+    assert ran.status == 1 and "record dull: data_type is 'autoencode'; stage instruct wants qa" in ran.err
+    assert not (own.folder / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (["--rank", "2"], "was trained with rank 4, not 2"),
+        (["--doc-max-tokens", "16"], "was trained with memory "),
+        (["--no-anchored"], "was trained with memory "),
+        (["--alpha", "7"], "was trained with alpha 32.0, not 7.0"),
+    ],
+)
+def test_parameters_of_another_shape_or_scale_are_not_started_from(
+    more: list[str], said: str, course: Place, school: Path, tmp_path: Path
+) -> None:
+    start = ("--stage", "instruct", "--start-from", str(school / "pretrain"))
+    ran = command(*course.arguments(tmp_path / "run", *start, *more))
+    assert ran.status == 1 and said in ran.err and "leave these options out" in ran.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_base_is_not_started_from(course: Place, school: Path, tmp_path: Path) -> None:
+    other = tiny_folder(tmp_path / "other", seed=1)
+    ran = command(*course.arguments(tmp_path / "run", "--start-from", str(school / "pretrain"), "--model", str(other)))
+    assert ran.status == 1 and "was trained on another base" in ran.err
+
+
+def test_retrieval_alone_trains_the_reasoner_and_nothing_else(course: Place, school: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start = ("--stage", "retrieval", "--start-from", str(school / "instruct"), "--learning-rate", "0.001")
+    ran = command(*course.arguments(run, *start))
+    assert (ran.status, ran.err) == (0, "")
+    before, after = adapters(school / "instruct"), adapters(run)
+    assert {name: after[name] for name in before} == before and after["reasoner"] != before["compressor"]
+    (first, *_, last) = [event for event in read_events(run / "metrics.jsonl") if event["event"] == "heldout"]
+    assert {"loss", "contrastive", "mrr", "recall_at_1"} <= first.keys() and last["loss"] != first["loss"]
+    assert (run / "recall.svg").is_file() and (run / "memories").is_dir()
+
+
+def test_all_losses_train_all_parameters_at_once(course: Place, school: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    weights = ("--train-compressor", "--alignment-weight", "0.1", "--contrastive-weight", "0.5", "--steps", "2")
+    start = ("--stage", "end_to_end", "--start-from", str(school / "instruct"))
+    assert command(*course.arguments(run, *start, *weights)).status == 0
+    before, after = adapters(school / "instruct"), adapters(run)
+    assert all(after[name] != before[name] for name in before) and after["reasoner"] != after["compressor"]
+    for event in read_events(run / "metrics.jsonl"):
+        if event["event"] == "step":
+            parts = event["next_token"] + 0.1 * event["alignment"] + 0.5 * event["contrastive"]
+            assert event["loss"] == pytest.approx(parts, rel=1e-5)
+    assert not (run / "memories").exists(), "its documents are compressed anew in each step"
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "all"])
+def test_a_second_process_in_one_folder_is_refused(stage: str, course: Place, tmp_path: Path) -> None:
+    with locked(tmp_path / "run", "training"):
+        ran = command(*course.arguments(tmp_path / "run", "--stage", stage))
+    assert ran.status == 1 and not any(line.startswith("step ") for line in ran.out.splitlines())
+    said = f"error: another process (pid {os.getpid()}) is training in {tmp_path / 'run'}; wait for it"
+    assert ran.err.startswith(said) and ran.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("metric", "best"), [("loss", 2), ("token_f1", 3)])
+def test_the_best_checkpoint_is_kept_beside_the_newest(
+    metric: str, best: int, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = {0: (9.0, 0.0), 1: (5.0, 0.1), 2: (3.0, 0.1), 3: (4.0, 0.9), 4: (3.0, 0.2), 5: (6.0, 0.3)}
+    monkeypatch.setattr(
+        train, "measure", lambda job, state, _: dict(zip(("loss", "token_f1"), values[int(state.step)], strict=True))
+    )
+    every = ("--eval-every", "1", "--save-every", "0", "--steps", "5", "--keep", "1", "--keep-best", metric)
+    assert command(*place.arguments(tmp_path / "run", *every)).status == 0
+    folder = tmp_path / "run" / "checkpoints"
+    assert [path.name for path in checkpoints(folder)] == [f"step-{best:06d}", "step-000005"]
+    mark = read_best(folder)
+    assert mark is not None and (mark.step, mark.metric) == (best, metric)
+
+
+def test_changed_options_are_named_with_those_that_are_free(whole: Path, tmp_path: Path) -> None:
+    run = copy_until(whole, tmp_path / "run", 3)
+    ran = command("--resume", str(run), "--rank", "2", "--seed", "4", "--show", "1")
+    assert ran.status == 1 and ran.err.count("\n") == 1
+    assert (
+        "stage pretrain differ: lora.rank: 4 before, 2 now; data.seed: 0 before, 4 now. Free to change are" in ran.err
+    )
+    assert "show" in ran.err.split("Free to change are")[1]
+
+
+@contextlib.contextmanager
+def listening(heard: list[Any], *arguments: Any) -> Iterator[Any]:
+    """Yield a reporter that puts into a list how it was opened and what it is told."""
+    heard.append(arguments)
+    yield lambda step, group, values: heard.append((step, group, dict(values)))
+
+
+def test_reporters_are_told_every_step_and_evaluation_and_where_a_resumed_run_begins(
+    whole: Path, place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, heard = copy_until(whole, tmp_path / "run", 3), list[Any]()
+    monkeypatch.setattr(train, "open_reporters", lambda *arguments: listening(heard, *arguments))
+    assert command("--resume", str(run)).status == 0
+    opened, *told = heard
+    assert opened[:3] == ([], run, "clara-pretrain") and opened[3]["steps"] == 6 and opened[4] == 3
+    assert [(step, group) for step, group, _ in told] == [
+        (4, "training"),
+        (4, "held-out"),
+        (5, "training"),
+        (6, "training"),
+        (6, "held-out"),
+    ]
+    events = [event for event in read_events(run / "metrics.jsonl") if event["step"] > 3 and event["event"] == "step"]
+    assert [values["loss"] for _, group, values in told if group == "training"] == [e["loss"] for e in events]

@@ -13,7 +13,7 @@ from mlx.utils import tree_flatten
 from clara.core.config import MemoryConfig, StepConfig
 from clara.core.init import init_params
 from clara.io.base import load_base
-from clara.shell.options import Options, read_recipe, to_options
+from clara.shell.options import Options, for_stage, read_recipe, to_options
 from clara.shell.setup import to_base
 from clara.shell.verify import main, memory_line
 
@@ -51,7 +51,7 @@ def test_the_report_says_what_the_base_is(folder: Path, capsys: pytest.CaptureFi
 
 def test_the_adapters_are_as_large_as_those_that_are_trained(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = report(capsys, str(folder), "--recipe", "paper")
-    options = to_options(read_recipe("paper"))
+    options = to_options(for_stage(read_recipe("paper"), "pretrain", "paper"))
     base = to_base(load_base(str(folder)), options)
     adapter = init_params(base, StepConfig(lora=options.lora), 0)["adapters"]["generator"]
     count = sum(leaf.size for _, leaf in tree_flatten(adapter))

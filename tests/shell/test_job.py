@@ -1,0 +1,199 @@
+"""A stage before its first step: what is read, what is refused, which parameters it trains, and what it saves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from folders import tiny_folder, tiny_options, write_choices, write_records
+from mlx.utils import tree_flatten, tree_map
+
+from clara.core.config import Stage
+from clara.io.checkpoint import Checkpoint, load_checkpoint
+from clara.io.errors import ClaraError
+from clara.shell.job import Job, current, prepare, read_data, save, with_memories
+from clara.shell.options import Options, to_options, to_plain
+from clara.shell.setup import data_fingerprint
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compilation() -> Iterator[None]:
+    """Switch compilation on again, which a run switches off on a CPU."""
+    yield
+    mx.enable_compile()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of the tiny base."""
+    return tiny_folder(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a file of five records with one document each."""
+    return write_records(tmp_path_factory.mktemp("data") / "data.jsonl", range(5))
+
+
+def options_of(base: Path, data: Path, run: Path, stage: Stage = "pretrain", **sections: Any) -> Options:
+    """Return options of a short run; a choosing stage has four candidates."""
+    settings = {"data": str(data), "batch_size": 2, "max_tokens": 512}
+    settings |= {"candidates": 4} if stage in ("retrieval", "end_to_end") else {}
+    return tiny_options(base, stage=stage, steps=4, run=str(run), data=settings, **sections)
+
+
+def names(job: Job) -> tuple[set[str], set[str]]:
+    """Return the names of the trained and the frozen parts of a job's parameters."""
+    first, second = (
+        {*params.get("adapters", {}), *(name for name in params if name != "adapters")}
+        for params in (job.state.params, job.frozen)
+    )
+    return first, second
+
+
+JOINT = {"retrieval": {"train_compressor": True}}
+BESIDE = {"memory_embeddings", "anchor_gain"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections", "trained", "frozen"),
+    [
+        ("pretrain", {}, {"compressor", "generator", *BESIDE}, set()),
+        ("instruct", {}, {"compressor", "generator", *BESIDE}, set()),
+        ("retrieval", {}, {"reasoner"}, {"compressor", "generator", *BESIDE}),
+        ("end_to_end", {}, {"reasoner", "generator"}, {"compressor", *BESIDE}),
+        ("end_to_end", JOINT, {"reasoner", "compressor", "generator", *BESIDE}, set()),
+    ],
+)
+def test_each_stage_has_its_own_trained_parameters_and_optimizer_state(
+    stage: Stage, sections: dict[str, Any], trained: set[str], frozen: set[str], base: Path, data: Path, tmp_path: Path
+) -> None:
+    job = prepare(options_of(base, data, tmp_path, stage, **sections), None)
+    assert names(job) == (trained, frozen) and job.start == 0 and int(job.state.step) == 0
+    assert list(tmp_path.iterdir()) == [], "nothing is written before the first step"
+    whole = dict(tree_flatten(job.session.params))
+    assert dict(tree_flatten(current(job, job.state).params)).keys() == whole.keys()
+
+
+def test_records_have_their_candidates_before_the_first_step(base: Path, data: Path, tmp_path: Path) -> None:
+    records, heldout = read_data(options_of(base, data, tmp_path, "retrieval"))
+    assert heldout == [] and [len(record.docs) for record in records] == [4] * 5
+    assert all(record.id in {f"r{i}" for i in range(5)} and len(record.positives) == 1 for record in records)
+
+
+@pytest.mark.parametrize("stage", ["pretrain", "retrieval"])
+def test_data_that_the_stage_cannot_learn_from_is_refused(stage: Stage, base: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text(json.dumps({"id": "two", "docs": ["a", "b", "c", "d"], "question": "q", "answer": "a"}) + "\n")
+    said = {"pretrain": "record two: 4 documents", "retrieval": "record two and all others: no pos_index"}[stage]
+    with pytest.raises(ClaraError, match=said):
+        prepare(options_of(base, bad, tmp_path / "run", stage), None)
+
+
+def test_an_unknown_reporter_is_refused_first(base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ClaraError, match="smoke: no such reporter"):
+        prepare(options_of(base, tmp_path / "absent", tmp_path / "run", report_to="smoke"), None)
+
+
+def moved(job: Job, amount: float, step: int = 2) -> Checkpoint:
+    """Return the checkpoint of a job whose trained parameters have been moved."""
+    params = tree_map(lambda leaf: leaf + amount, job.state.params)
+    return load_checkpoint(save(job, job.state._replace(params=params, step=mx.array(step))))
+
+
+def values(tree: Any) -> dict[str, list[Any]]:
+    """Return the leaves of a tree as plain values."""
+    return {name: leaf.tolist() for name, leaf in tree_flatten(tree)}
+
+
+def test_what_is_saved_is_all_that_a_run_goes_on_from(base: Path, data: Path, tmp_path: Path) -> None:
+    options = options_of(base, data, tmp_path / "run", "retrieval")
+    job = prepare(options, None)
+    checkpoint = moved(job, 0.5)
+    manifest = checkpoint.manifest
+    assert (manifest.step, manifest.stage, manifest.base) == (2, "retrieval", job.session.fingerprint)
+    assert (manifest.data, manifest.seed, manifest.started_from) == (data_fingerprint(str(data)), 0, "")
+    assert to_options(checkpoint.config) == options
+    again = prepare(options, checkpoint)
+    assert again.start == int(again.state.step) == 2
+    assert values(again.session.params) == values(checkpoint.params)
+    assert values(again.state.params) == {name: (leaf + 0.5).tolist() for name, leaf in tree_flatten(job.state.params)}
+    assert values(again.frozen) == values(job.frozen)
+    assert values(again.state.optimizer_state) == values(job.state.optimizer_state)
+    assert again.session.base.special_embeddings.tolist() == job.session.base.special_embeddings.tolist()
+
+
+@pytest.mark.parametrize("carried", [True, False])
+def test_a_stage_carries_the_generator_on_or_begins_it_anew(
+    carried: bool, base: Path, data: Path, tmp_path: Path
+) -> None:
+    first = prepare(options_of(base, data, tmp_path / "first"), None)
+    start = moved(first, 0.5)
+    sections = {"start_from": str(tmp_path / "first"), "carry_generator": carried}
+    options = options_of(base, data, tmp_path / "second", "instruct", **sections)
+    second = prepare(options, None)
+    before, after = start.params["adapters"], second.session.params["adapters"]
+    assert values(after["compressor"]) == values(before["compressor"])
+    assert (values(after["generator"]) == values(before["generator"])) is carried
+    if not carried:
+        assert values(after["generator"]) == values(first.session.params["adapters"]["generator"])
+    again = prepare(options, moved(second, 0.25))
+    assert values(again.state.params) == {
+        name: (leaf + 0.25).tolist() for name, leaf in tree_flatten(second.state.params)
+    }, "a resumed stage keeps what it has learnt"
+
+
+def test_other_data_and_fewer_steps_are_refused_on_resume(base: Path, data: Path, tmp_path: Path) -> None:
+    options = options_of(base, data, tmp_path / "run")
+    checkpoint = moved(prepare(options, None), 0.5, step=4)
+    assert prepare(options, checkpoint).start == 4
+    fewer = to_options(to_plain(options) | {"steps": 3})
+    with pytest.raises(ClaraError, match="has done 4 of 3 steps; give a larger --steps"):
+        prepare(fewer, checkpoint)
+    other = write_records(tmp_path / "other.jsonl", range(6))
+    with pytest.raises(ClaraError, match=f"^{other}: not the data that this run was started with"):
+        prepare(options_of(base, other, tmp_path / "run"), checkpoint)
+
+
+@pytest.mark.parametrize(("before", "now"), [("rank", {"rank": 2}), ("alpha", {"alpha": 5.0})])
+def test_a_checkpoint_of_other_options_is_not_started_from(
+    before: str, now: dict[str, Any], base: Path, data: Path, tmp_path: Path
+) -> None:
+    moved(prepare(options_of(base, data, tmp_path / "first"), None), 0.5)
+    options = options_of(base, data, tmp_path / "second", "instruct", start_from=str(tmp_path / "first"), lora=now)
+    with pytest.raises(ClaraError, match=f"step-000002: was trained with {before} .*; leave these options out"):
+        prepare(options, None)
+
+
+def test_a_checkpoint_without_a_reasoner_gets_a_copy_of_the_compressor(base: Path, data: Path, tmp_path: Path) -> None:
+    start = moved(prepare(options_of(base, data, tmp_path / "first"), None), 0.5)
+    assert "reasoner" not in start.params["adapters"]
+    job = prepare(options_of(base, data, tmp_path / "second", "end_to_end", start_from=str(start.path)), None)
+    assert values(job.session.params["adapters"]["reasoner"]) == values(start.params["adapters"]["compressor"])
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections", "kept"),
+    [
+        ("pretrain", {}, False),
+        ("retrieval", {}, True),
+        ("end_to_end", {}, True),
+        ("end_to_end", JOINT, False),
+    ],
+)
+def test_memories_are_kept_where_the_compressor_is_frozen(
+    stage: Stage, sections: dict[str, Any], kept: bool, base: Path, data: Path, tmp_path: Path
+) -> None:
+    job = with_memories(prepare(options_of(base, data, tmp_path / "run", stage, **sections), None))
+    assert (job.feed.memory is not None) is kept is (tmp_path / "run" / "memories").exists()
+
+
+def test_memories_may_have_a_folder_of_their_own(base: Path, tmp_path: Path) -> None:
+    data = write_choices(tmp_path / "data.jsonl", range(4))
+    options = options_of(base, data, tmp_path / "run", "end_to_end", memories=str(tmp_path / "elsewhere"))
+    with_memories(prepare(options, None))
+    assert (tmp_path / "elsewhere").is_dir() and not (tmp_path / "run").exists()
