@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,8 +67,14 @@ class Checkpoint(NamedTuple):
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what a run's numbers depend on."""
-    return {name: version(name) for name in ("clara-mlx", "mlx", "mlx-lm")} | {"python": platform.python_version()}
+    """Return the versions of what a run's numbers depend on; "not installed" of what runs from a bare folder."""
+    found = {}
+    for name in ("clara-mlx", "mlx", "mlx-lm"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found | {"python": platform.python_version()}
 
 
 def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, mx.array]:

@@ -11,6 +11,7 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -545,6 +546,14 @@ def test_the_versions_are_those_of_what_is_installed() -> None:
     found = versions()
     assert list(found) == ["clara-mlx", "mlx", "mlx-lm", "python"]
     assert (found["mlx"], found["python"]) == (mx.__version__, platform.python_version())
+
+
+def test_a_package_that_is_not_installed_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("clara.io.checkpoint.version", missing)
+    assert versions()["clara-mlx"] == "not installed" and versions()["python"]
 
 
 def test_a_fingerprint_is_that_of_the_parameters_alone(tmp_path: Path) -> None:
