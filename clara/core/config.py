@@ -182,8 +182,13 @@ class StepConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"next_token_weight {loss.next_token_weight}: stage retrieval asks no generator; wanted 0, "
                 "or stage end_to_end"
             )
-        if stage in CHOOSING and loss.alignment_weight and not self.retrieval.train_compressor:
+        if loss.alignment_weight and not self.trains_compressor:
             raise ValueError(
                 f"alignment_weight {loss.alignment_weight}: stage {stage} has a frozen compressor; wanted 0, "
                 "or train_compressor"
             )
+
+    @property
+    def trains_compressor(self) -> bool:
+        """Whether the stage trains the compressor; where not, the memory of a document never changes."""
+        return self.stage not in CHOOSING or self.retrieval.train_compressor

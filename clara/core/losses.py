@@ -92,8 +92,6 @@ def contrastive_loss(scores: mx.array, positives: mx.array, mask: mx.array, temp
     logits = scores.astype(mx.float32) / temperature
     right = positives & mask
     known = right.any(axis=-1)
-    # Rows without a positive are computed as if all were, so that nothing in them is infinite.
-    right = mx.where(known[:, None], right, mask)
     nats = masked_logsumexp(logits, mask) - masked_logsumexp(logits, right)
     return mx.where(known, nats, 0).sum(), known.sum().astype(mx.float32)
 

@@ -27,7 +27,7 @@ def trained_leaves(config: StepConfig, params: Params) -> tuple[Params, Params]:
     reasoner; `end_to_end` reasoner and generator; both also the compressor where `train_compressor` says so.
     """
     names = {"retrieval": {"reasoner"}, "end_to_end": {"reasoner", "generator"}}.get(config.stage, {"generator"})
-    whole = config.stage not in CHOOSING or config.retrieval.train_compressor
+    whole = config.trains_compressor
     names = names | {"compressor"} if whole else names
     adapters = params["adapters"]
     rest = {name: leaf for name, leaf in params.items() if name != "adapters"}
@@ -124,7 +124,7 @@ def compress_documents(
             raise ValueError("alignment_weight is not 0, but the batch carries memories: wanted documents as tokens")
         none = mx.zeros((0,))
         return Compressed(batch.documents, none, none)
-    if config.stage not in CHOOSING or config.retrieval.train_compressor:
+    if config.trains_compressor:
         return compress(base, config, params, batch.documents, key)
     done = compress(base, config, params, batch.documents)
     return Compressed(*(mx.stop_gradient(part) for part in done))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import mlx.core as mx
 
-from clara.core.config import CHOOSING
 from clara.core.optim import adamw
 from clara.core.stages import joined, trained_leaves
 from clara.core.step import EvalStep, make_eval_step, make_train_step, make_update
@@ -88,7 +87,7 @@ def read_data(options: Options) -> tuple[list[Record], list[Record]]:
 def with_memories(job: Job) -> Job:
     """Return the job with all of its documents compressed, where the stage has a frozen compressor."""
     options = job.options
-    if options.stage not in CHOOSING or options.retrieval.train_compressor:
+    if job.session.config.trains_compressor:
         return job
     root = Path(options.memories).expanduser() if options.memories else job.folder / "memories"
     documents = distinct_documents([*job.records, *job.heldout], job.session.encoder)

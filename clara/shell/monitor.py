@@ -14,7 +14,7 @@ from clara.io.runlog import append_event, read_events, write_curve
 from clara.shell.answer import answer
 from clara.shell.job import Job, current, save
 from clara.shell.loop import Step, evaluate, score_answers
-from clara.shell.progress import heldout_line, step_line
+from clara.shell.progress import heldout_line, is_rank, step_line
 from clara.shell.reporters import Reporter
 from clara.shell.setup import Session
 
@@ -94,11 +94,6 @@ def draw(job: Job) -> None:
     ranks = {name: curve(heldout, name) for name in dict.fromkeys(n for e in heldout for n in e) if is_rank(name)}
     write_curve(job.folder / "loss.svg", {k: v for k, v in losses.items() if v}, "loss (nats per answer token)")
     write_curve(job.folder / "recall.svg", ranks, "ranking of held-out candidates")
-
-
-def is_rank(name: str) -> bool:
-    """Return whether a metric tells how candidates rank."""
-    return name == "mrr" or name.startswith(("recall_at_", "precision_at_"))
 
 
 def reply(session: Session, record: Record, question: int = 0) -> str:

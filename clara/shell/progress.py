@@ -63,9 +63,14 @@ SCORES = {"exact_match": "EM", "cover_exact_match": "cover-EM", "token_f1": "F1"
 """How the scores of answers are called."""
 
 
+def is_rank(name: str) -> bool:
+    """Return whether a metric tells how candidates rank."""
+    return name == "mrr" or name.startswith(("recall_at_", "precision_at_"))
+
+
 def rank_labels(means: Mapping[str, float]) -> list[tuple[str, str]]:
     """Return (metric, how it is called) of every ranking metric: recall_at_1 is recall@1."""
-    names = [name for name in means if name == "mrr" or "_at_" in name]
+    names = [name for name in means if is_rank(name)]
     return [(name, "MRR" if name == "mrr" else name.replace("_at_", "@")) for name in names]
 
 
