@@ -1,4 +1,7 @@
-"""`--size tiny` (seconds on any machine, random weights) or `--size smollm2` (the shape of the built-in base)."""
+"""`--size tiny` (seconds on any machine, random weights) or `--size smollm2` (the shape of the built-in base).
+
+`--rows N` makes batches of another size.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +13,10 @@ from shapes import SIZES, Setup, make_setup
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--size", choices=sorted(SIZES), default="tiny", help="shapes to benchmark")
+    parser.addoption("--rows", type=int, metavar="N", help="examples of a batch [2]")
 
 
 @pytest.fixture(scope="session")
 def setup(request: pytest.FixtureRequest) -> Setup:
-    return make_setup(SIZES[request.config.getoption("--size")])
+    size, rows = SIZES[request.config.getoption("--size")], request.config.getoption("--rows")
+    return make_setup(size._replace(rows=rows or size.rows))
