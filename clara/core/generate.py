@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import mlx.core as mx
 import mlx.nn as nn
 
 from clara.core.bind import bind
 from clara.core.compress import embed
-from clara.core.config import StepConfig
+from clara.core.config import Layout, StepConfig
 from clara.core.memory import place_memory, slot_index
 from clara.core.types import Base, Params
 
@@ -25,3 +27,12 @@ def bind_generator(base: Base, config: StepConfig, params: Params, memory: mx.ar
         scale=config.lora.scale,
         embed=lambda tokens: place_memory(embed(base, tokens), memory, slot_index(tokens, first)),
     )
+
+
+def shift_slots(tokens: Sequence[int], layout: Layout, documents: int) -> list[int]:
+    """Return a prompt's tokens with its memory slots counted on after those of `documents` others.
+
+    Prompts that are decoded together read one memory, float[sum of K, M, D], in which each has its own rows.
+    """
+    shift = documents * layout.num_memory_tokens
+    return [token + shift if token >= layout.first_slot else token for token in tokens]

@@ -32,6 +32,8 @@ class Prompts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     answer: Wording = Wording("Background: {memory}\n\nAnswer briefly from the background.\nQuestion: {question}")
     """A question about the background; the answer is the reply."""
+    closed: Wording = Wording("Answer briefly.\nQuestion: {question}")
+    """A question without any background."""
     next_question: str = "Question: {question}"
     """A further question in the same conversation."""
     pairs: Wording = Wording(

@@ -91,6 +91,21 @@ def encode_prompt(
     return example if top_k is None else example._replace(question=encode_question(encoder, question))
 
 
+def encode_paraphrase(encoder: Encoder, documents: Sequence[str], turn: int = 0) -> Example:
+    """Return the prompt that asks for documents in other words; the reply is to be generated."""
+    wordings = encoder.prompts.paraphrases
+    return _conversation(encoder, "paraphrase", documents, [_turn(wordings[turn % len(wordings)], "", None)])
+
+
+def encode_text_prompt(encoder: Encoder, texts: Sequence[str], question: str) -> Example:
+    """Return the prompt that asks a question about documents given as text, or without any: for the base itself.
+
+    It is as long as its texts and the question are.
+    """
+    wording = encoder.prompts.answer if texts else encoder.prompts.closed
+    return _conversation(encoder, "question", [], [_turn(wording, question, None)], text="\n\n".join(texts))
+
+
 def encode_record(
     encoder: Encoder, record: Record, task: str, turn: int = 0, form: str = "turns", most: int | None = None
 ) -> Example:
@@ -168,15 +183,20 @@ def _fit(encoder: Encoder, example: Example) -> Example:
 
 
 def _conversation(
-    encoder: Encoder, name: str, documents: Sequence[str], turns: Sequence[Turn], top_k: int | None = None
+    encoder: Encoder,
+    name: str,
+    documents: Sequence[str],
+    turns: Sequence[Turn],
+    top_k: int | None = None,
+    text: str | None = None,
 ) -> Example:
     """Return a conversation about documents, or top_k of them, as tokens and roles.
 
-    A last turn without an answer is left open.
+    A last turn without an answer is left open. text: stands in the place of the documents' memory.
     """
     places = len(documents) if top_k is None else min(top_k, len(documents))
     memory = [t for i in range(places) for t in document_slot_ids(i, encoder.layout)]
-    inserts: Inserts = {}
+    inserts: Inserts = {} if text is None else {slot("memory"): (text, INPUT, None)}
     messages: list[tuple[str, str]] = [("system", turns[0].system)] if turns[0].system else []
     for i, turn in enumerate(turns):
         asked, replied = slot(f"question {i}"), slot(f"answer {i}")
@@ -185,7 +205,7 @@ def _conversation(
         if turn.answer is not None:
             inserts[replied] = (turn.answer, ANSWER, turn.answer_max_tokens)
             messages.append(("assistant", replied))
-    parts = _rendered(encoder, messages, (slot("memory"), *inserts))
+    parts = _rendered(encoder, messages, tuple({slot("memory"): None, **inserts}))
     fill = _joined_row if encoder.prompts.joined else _plain_row
     row = fill(encoder.tokenizer, parts, inserts, memory)
     tokens, roles = _ended(encoder.tokenizer, row, whole=encoder.prompts.joined)

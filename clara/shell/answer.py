@@ -1,34 +1,81 @@
-"""Documents and a question to an answer: compress, choose, place, decode with mlx-lm's own engine."""
+"""Documents and a question to an answer: compress, choose, place, decode.
+
+The three calls of the original are `answer` (from given documents), `answer_chosen` (from those that the question
+chooses among candidates) and `paraphrase` (a document in other words, from its memory).
+"""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import mlx.core as mx
-from mlx_lm import stream_generate
 
-from clara.core.collate import pad_documents
+from clara.core.collate import pad_documents, truncate
 from clara.core.compress import compress
 from clara.core.config import CHOOSING
-from clara.core.generate import bind_generator
+from clara.core.generate import bind_generator, shift_slots
 from clara.core.select import relevance_scores
-from clara.io.examples import encode_document, encode_prompt, encode_question
+from clara.io.examples import (
+    encode_document,
+    encode_paraphrase,
+    encode_prompt,
+    encode_question,
+    encode_text_prompt,
+)
+from clara.shell.decode import Reply, decode_batch, stream
 from clara.shell.memories import MULTIPLE, compress_tokens
 from clara.shell.setup import Session
+
+MAX_TOKENS = 64
+"""Longest answer, in tokens, unless told otherwise."""
+
+
+class Asked(NamedTuple):
+    """A question and the memories that it is answered from."""
+
+    question: str
+    memory: mx.array
+    """float[K, M, D]; K = 0 asks without any document."""
 
 
 def compress_texts(session: Session, texts: Sequence[str], batch_size: int = 8) -> mx.array:
     """Return float[N, M, D]: the memories of documents, computed in batches."""
-    layout = session.base.layout
     if not texts:
-        return mx.zeros((0, layout.num_memory_tokens, session.base.special_embeddings.shape[1]))
+        return no_memory(session)
     parts = []
     for i in range(0, len(texts), batch_size):
         rows = [encode_document(session.encoder, text) for text in texts[i : i + batch_size]]
         parts.append(compress_tokens(session, rows))
         mx.eval(parts[-1])
     return mx.concatenate(parts)
+
+
+def no_memory(session: Session) -> mx.array:
+    """Return float[0, M, D]: the memories of no document."""
+    return mx.zeros((0, session.base.layout.num_memory_tokens, session.base.special_embeddings.shape[1]))
+
+
+def compress_questions(session: Session, questions: Sequence[str]) -> mx.array:
+    """Return float[Q, M, D]: questions as the reasoner compresses them; without one, as the compressor does."""
+    rows = [encode_question(session.encoder, question) for question in questions]
+    batch = pad_documents(rows, session.base.layout, len(rows), MULTIPLE)
+    adapter = "reasoner" if has_reasoner(session) else "compressor"
+    return compress(session.base, session.config, session.params, batch, adapter=adapter).memory
+
+
+def has_reasoner(session: Session) -> bool:
+    """Return whether the session's parameters have learnt to choose documents by a question."""
+    return "reasoner" in session.params["adapters"]
+
+
+def rank(session: Session, memory: mx.array, question: str) -> list[tuple[int, float]]:
+    """Return (index, relevance score) of each of N documents, best first, by their memory: float[N, M, D]."""
+    if not memory.shape[0]:
+        return []
+    scores: Any = relevance_scores(compress_questions(session, [question]), memory[None])[0].tolist()
+    return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
 
 def choose(session: Session, memory: mx.array, question: str) -> list[int]:
@@ -38,18 +85,92 @@ def choose(session: Session, memory: mx.array, question: str) -> list[int]:
     """
     if session.config.stage not in CHOOSING:
         return list(range(memory.shape[0]))
-    tokens = pad_documents([encode_question(session.encoder, question)], session.base.layout, 1, MULTIPLE)
-    query = compress(session.base, session.config, session.params, tokens, adapter="reasoner").memory
-    scores = relevance_scores(query, memory[None])[0]
-    best: Any = mx.argsort(-scores).tolist()
-    return list(best[: session.config.retrieval.top_k])
+    return [i for i, _ in rank(session, memory, question)[: session.config.retrieval.top_k]]
 
 
-def answer(session: Session, documents: Sequence[str], question: str, max_tokens: int = 64) -> Iterator[str]:
-    """Yield the answer to a question about documents, or those of them that it chooses, piece by piece, greedily."""
-    memory = compress_texts(session, documents)
-    chosen = choose(session, memory, question) if documents else []
-    prompt = encode_prompt(session.encoder, [documents[i] for i in chosen], question)
-    model = bind_generator(session.base, session.config, session.params, memory[mx.array(chosen)] if chosen else memory)
-    for piece in stream_generate(model, session.tokenizer.hf, list(prompt.tokens), max_tokens=max_tokens):
+def answer(session: Session, documents: Sequence[str], question: str, max_tokens: int = MAX_TOKENS) -> Iterator[str]:
+    """Yield the answer to a question about documents, all of which are read, piece by piece, greedily."""
+    yield from answer_from(session, compress_texts(session, documents), question, max_tokens)
+
+
+def answer_chosen(
+    session: Session, candidates: Sequence[str], question: str, max_tokens: int = MAX_TOKENS
+) -> Iterator[str]:
+    """Yield the answer to a question about those of the candidates that it chooses (see `choose`)."""
+    memory = compress_texts(session, candidates)
+    chosen = choose(session, memory, question)
+    yield from answer_from(session, memory[mx.array(chosen)] if chosen else memory, question, max_tokens)
+
+
+def paraphrase(session: Session, document: str, max_tokens: int = 256) -> Iterator[str]:
+    """Yield a document in other words, out of its memory alone."""
+    prompt = encode_paraphrase(session.encoder, [""]).tokens
+    yield from pieces(session, prompt, compress_texts(session, [document]), max_tokens)
+
+
+def answer_from(session: Session, memory: mx.array, question: str, max_tokens: int = MAX_TOKENS) -> Iterator[str]:
+    """Yield the answer to a question from memories: float[K, M, D]; of none, from what the generator knows."""
+    prompt = memory_prompt(session, memory.shape[0], question, max_tokens)
+    yield from pieces(session, prompt, memory, max_tokens)
+
+
+def pieces(session: Session, prompt: Sequence[int], memory: mx.array, max_tokens: int) -> Iterator[str]:
+    """Yield what the generator says to a prompt whose slots read memory: float[K, M, D]."""
+    model = bind_generator(session.base, session.config, session.params, memory)
+    for piece in stream(model, session.tokenizer, prompt, max_tokens):
         yield piece.text
+
+
+def memory_prompt(session: Session, count: int, question: str, room: int = MAX_TOKENS) -> tuple[int, ...]:
+    """Return the prompt that asks a question about `count` documents that are there as memory; 0 asks without any.
+
+    The question is cut where the base's context would not hold it with an answer of `room` tokens. Raises ClaraError
+    where the context does not even hold the memories.
+    """
+    if not count:
+        return text_prompt(session, [], question, room)[0]
+    encoder = session.encoder._replace(max_tokens=longest(session, room))
+    # The memories stand for the texts, whose tokens the prompt does not hold.
+    return encode_prompt(encoder, [""] * count, question).tokens
+
+
+def text_prompt(
+    session: Session, texts: Sequence[str], question: str, room: int = MAX_TOKENS
+) -> tuple[tuple[int, ...], int]:
+    """Return (the prompt that asks the base itself about texts, how many of them it holds).
+
+    The last ones are left out, and the question is cut, where the base's context would not hold all of them with an
+    answer of `room` tokens.
+    """
+    most = longest(session, room)
+    prompts = (encode_text_prompt(session.encoder, texts[:count], question) for count in range(len(texts), -1, -1))
+    fitting = ((i, prompt) for i, prompt in enumerate(prompts) if len(prompt.tokens) <= most or i == len(texts))
+    left_out, prompt = next(fitting)
+    return truncate(prompt, most).tokens, len(texts) - left_out
+
+
+def longest(session: Session, room: int) -> int:
+    """Return how many tokens a prompt may have in the base's context with an answer of `room` tokens after it."""
+    return max((session.context or sys.maxsize) - room, 1)
+
+
+def answer_batch(session: Session, asked: Sequence[Asked], max_tokens: int = MAX_TOKENS) -> list[Reply]:
+    """Return the greedy answers to questions, each from its own memories, computed together."""
+    memory = [each.memory for each in asked]
+    prompts, row = [], 0
+    for each in asked:
+        count = each.memory.shape[0]
+        prompt = memory_prompt(session, count, each.question, max_tokens)
+        prompts.append(shift_slots(prompt, session.base.layout, row))
+        row += count
+    whole = mx.concatenate(memory) if row else no_memory(session)
+    model = bind_generator(session.base, session.config, session.params, whole)
+    return decode_batch(model, session.tokenizer, prompts, max_tokens)
+
+
+def answer_texts_batch(
+    session: Session, asked: Sequence[tuple[str, Sequence[str]]], max_tokens: int = MAX_TOKENS
+) -> list[Reply]:
+    """Return the greedy answers of the base itself to (question, texts), computed together."""
+    prompts = [text_prompt(session, texts, question, max_tokens)[0] for question, texts in asked]
+    return decode_batch(session.base.module, session.tokenizer, prompts, max_tokens)

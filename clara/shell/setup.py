@@ -23,6 +23,9 @@ from clara.io.records import data_path
 from clara.io.tokens import Tokenizer
 from clara.shell.options import Options, step_config, to_options
 
+CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_context_length")
+"""What bases call the number of positions that they can read."""
+
 
 class Session(NamedTuple):
     """A base with its parameters, ready for steps or questions."""
@@ -37,6 +40,8 @@ class Session(NamedTuple):
     """Of the base."""
     origin: Mapping[str, Any] = MappingProxyType({})
     """What the checkpoint of the original said that the parameters came from, if they did."""
+    context: int | None = None
+    """Positions that the base can read; None where it does not say."""
 
 
 def prepare_device(compile: str = "auto") -> bool:
@@ -79,7 +84,13 @@ def open_session(options: Options, checkpoint: Checkpoint | None = None, loaded:
         loaded.tokenizer, base.layout, options.memory.doc_max_tokens, options.data.max_tokens, options.prompts
     )
     origin = source.manifest.origin if source else {}
-    return Session(base, config, params, loaded.tokenizer, encoder, loaded.fingerprint, origin)
+    context = context_of(loaded)
+    return Session(base, config, params, loaded.tokenizer, encoder, loaded.fingerprint, origin, context)
+
+
+def context_of(loaded: LoadedBase) -> int | None:
+    """Return how many positions a base can read; None where its configuration does not say."""
+    return next((int(loaded.config[name]) for name in CONTEXT_FIELDS if name in loaded.config), None)
 
 
 def check_origin(checkpoint: Checkpoint, loaded: LoadedBase, options: Options) -> None:

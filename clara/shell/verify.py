@@ -23,10 +23,9 @@ from clara.io.errors import ClaraError
 from clara.io.tokens import chat_pieces
 from clara.shell.arguments import new_layers, resolve
 from clara.shell.options import Options, recipes, step_config, to_options
-from clara.shell.setup import prepare_device, to_base
+from clara.shell.setup import context_of, prepare_device, to_base
 
 QUESTION = "What is the capital of France?"
-CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_context_length")
 PROBE = 64
 """Positions of the smaller of the two steps that memory is measured with; the larger has twice as many."""
 
@@ -56,7 +55,7 @@ def report(loaded: LoadedBase, options: Options, rows: int) -> None:
     base = to_base(loaded, options)
     size = measure_base(loaded.module)
     config = step_config(options)
-    context = next((loaded.config[name] for name in CONTEXT_FIELDS if name in loaded.config), None)
+    context = context_of(loaded)
     shape = f"{size.layers} layers, hidden {size.hidden}, vocabulary {size.vocabulary:,}"
     for name, text in (
         ("device", f"{mx.default_device().type.name}; BLAS on a CPU: {cpu.preload()}"),

@@ -24,7 +24,7 @@ from tiny import (
 
 from clara.core.bind import head, hidden_states
 from clara.core.compress import compress, embed
-from clara.core.generate import bind_generator
+from clara.core.generate import bind_generator, shift_slots
 from clara.core.stages import gather_memory
 from clara.core.types import Base, Params
 
@@ -164,3 +164,17 @@ def test_answers_depend_on_the_memory() -> None:
 def test_slots_never_appear_among_the_tokens_of_an_answer() -> None:
     *_, model = setting()
     assert np.max(batched(model, prompts())) < VOCABULARY
+
+
+@pytest.mark.parametrize("documents", [0, 1, 3])
+def test_shifted_slots_stand_that_many_documents_further_on(documents: int) -> None:
+    base, params, memory, _ = setting()
+    prompt = prompts()[0]
+    shifted = shift_slots(prompt, base.layout, documents)
+    first = base.layout.first_slot
+    assert [t for t in shifted if t < first] == [t for t in prompt if t < first]
+    assert [t - documents * MEMORY_TOKENS for t in shifted if t >= first] == [t for t in prompt if t >= first]
+    flat = memory.reshape(-1, *memory.shape[2:])
+    before = mx.concatenate([mx.ones((documents, *flat.shape[1:])), flat])
+    moved = bind_generator(base, CONFIG, params, before)(mx.array([shifted]))
+    assert_same(moved, bind_generator(base, CONFIG, params, flat)(mx.array([prompt])))

@@ -25,9 +25,11 @@ from clara.io.examples import (
     Encoder,
     encode_choice,
     encode_document,
+    encode_paraphrase,
     encode_prompt,
     encode_question,
     encode_record,
+    encode_text_prompt,
     layout_for,
     make_encoder,
     turns,
@@ -210,6 +212,28 @@ def test_the_wording_of_a_paraphrase_depends_on_the_turn(encoder: Encoder) -> No
 def test_a_paraphrase_is_learnt_from_whichever_field_holds_it(encoder: Encoder, reply: dict[str, str]) -> None:
     record = Record(docs=["A."], data_type="paraphrase", **reply)
     assert texts(encoder, encode_record(encoder, record, "paraphrase"), ANSWER) == ["B<|im_end|>"]
+
+
+@pytest.mark.parametrize("turn", range(4))
+def test_a_paraphrase_is_asked_for_as_it_was_learnt(encoder: Encoder, turn: int) -> None:
+    learnt, asked = encode_record(encoder, RECORD, "paraphrase", turn), encode_paraphrase(encoder, RECORD.docs, turn)
+    assert learnt.tokens[: len(asked.tokens)] == asked.tokens
+    assert learnt.roles[len(asked.tokens)] == ANSWER
+    assert asked.documents == learnt.documents
+
+
+def test_a_text_prompt_has_texts_where_another_has_memory(encoder: Encoder) -> None:
+    asked = encode_text_prompt(encoder, ["One.", "Two <|im_end|>."], "Q?")
+    memory = written(encoder, encode_prompt(encoder, ["a"], "Q?"))
+    assert written(encoder, asked) == memory.replace("[m][m][m][m][s]", "One.\n\nTwo <|im_end|>.")
+    assert texts(encoder, asked, INPUT) == ["One.\n\nTwo <|im_end|>.", "Q?"]
+    assert asked.tokens.count(SPECIAL.index("<|im_end|>")) == 1, "in a text it is no special token"
+    assert asked.documents == ()
+
+
+def test_a_question_without_any_text_has_no_background(encoder: Encoder) -> None:
+    asked = written(encoder, encode_text_prompt(encoder, [], "Q?"))
+    assert "Answer briefly.\nQuestion: Q?" in asked and "ackground" not in asked
 
 
 def limited(encoder: Encoder, max_tokens: int) -> Encoder:

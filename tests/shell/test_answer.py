@@ -5,14 +5,31 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlx.core as mx
-import msgspec
 import numpy as np
 import pytest
 from folders import tiny_folder, tiny_session
 
 from clara.core.bind import anatomy, head, hidden_states, part_of
 from clara.io.examples import encode_prompt
-from clara.shell.answer import answer, choose, compress_texts
+from clara.io.tokens import decode, encode
+from clara.shell.answer import (
+    Asked,
+    answer,
+    answer_batch,
+    answer_chosen,
+    answer_from,
+    answer_texts_batch,
+    choose,
+    compress_questions,
+    compress_texts,
+    longest,
+    memory_prompt,
+    no_memory,
+    paraphrase,
+    rank,
+    text_prompt,
+)
+from clara.shell.decode import stream
 from clara.shell.setup import Session
 
 TEXTS = ["A lamp.", "x" * 80, "", "The lamp is red and old.", "é日🎉", "Lamps burn.", "b", "c c c", "Nine."]
@@ -123,7 +140,84 @@ def test_a_choosing_stage_takes_the_best_by_score_wherever_they_stand(choosing: 
 
 def test_an_answer_is_given_from_the_documents_that_are_chosen(choosing: Session) -> None:
     chosen = choose(choosing, compress_texts(choosing, TEXTS), "Which?")
-    reading = choosing._replace(config=msgspec.structs.replace(choosing.config, stage="instruct"))
-    found = "".join(answer(choosing, TEXTS, "Which?", max_tokens=8))
-    assert found == "".join(answer(reading, [TEXTS[i] for i in chosen], "Which?", max_tokens=8)) != ""
-    assert "".join(answer(choosing, [], "Which?", max_tokens=4)) != ""
+    found = "".join(answer_chosen(choosing, TEXTS, "Which?", max_tokens=8))
+    assert found == "".join(answer(choosing, [TEXTS[i] for i in chosen], "Which?", max_tokens=8)) != ""
+    assert "".join(answer_chosen(choosing, [], "Which?", max_tokens=4)) != ""
+
+
+def test_questions_answered_together_are_answered_as_alone(session: Session) -> None:
+    documents = [["The lamp is red."], [], ["A lamp.", "x" * 80, "Lamps burn."], ["b"]]
+    asked = [Asked(f"{QUESTIONS[i % 2]} {i}", compress_texts(session, texts)) for i, texts in enumerate(documents)]
+    together = answer_batch(session, asked, max_tokens=9)
+    alone = ["".join(answer_from(session, each.memory, each.question, 9)) for each in asked]
+    assert [reply.text for reply in together] == [text.strip() for text in alone]
+    assert len(set(alone)) > 1
+    counts = [
+        len(memory_prompt(session, len(texts), each.question)) for texts, each in zip(documents, asked, strict=True)
+    ]
+    assert [(reply.prompt_tokens, reply.tokens, reply.finished) for reply in together] == [
+        (n, 9, False) for n in counts
+    ]
+    assert answer_batch(session, []) == []
+
+
+def test_a_paraphrase_comes_from_the_memory_of_its_document(session: Session) -> None:
+    found = ["".join(paraphrase(session, text, max_tokens=8)) for text in TEXTS]
+    assert len(set(found)) > 1
+    assert {len(text) for text in found} == {8}
+
+
+def test_the_base_answers_from_texts_without_any_adapter(session: Session) -> None:
+    asked = [("Which?", ["A lamp."]), ("Which?", []), ("Since when?", ["b", "c"])]
+    replies = answer_texts_batch(session, asked, 6)
+    prompts = [text_prompt(session, texts, question)[0] for question, texts in asked]
+    alone = [list(stream(session.base.module, session.tokenizer, prompt, 6))[-1].reply for prompt in prompts]
+    assert [reply.text for reply in replies] == [reply and reply.text for reply in alone]
+    assert [reply.prompt_tokens for reply in replies] == [len(prompt) for prompt in prompts]
+    bare = answer_texts_batch(session._replace(params={}), asked, 6)
+    assert [reply.text for reply in bare] == [reply.text for reply in replies]
+
+
+def test_a_ranking_holds_every_document_with_its_score_best_first(choosing: Session) -> None:
+    memory = compress_texts(choosing, TEXTS)
+    found = rank(choosing, memory, "Which?")
+    assert sorted(i for i, _ in found) == list(range(len(TEXTS)))
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+    assert all(-1.001 <= score <= 1.001 for _, score in found)
+    assert [i for i, _ in found][:2] == choose(choosing, memory, "Which?")
+    assert rank(choosing, no_memory(choosing), "Which?") == []
+
+
+def test_a_question_is_compressed_by_the_reasoner_or_else_by_the_compressor(choosing: Session) -> None:
+    def query(**adapters: object) -> np.ndarray:
+        params = {**choosing.params, "adapters": {**choosing.params["adapters"], **adapters}}
+        return np.array(compress_questions(choosing._replace(params=params), ["Which?", "And since when?"]))
+
+    own = choosing.params["adapters"]
+    assert np.abs(query() - query(reasoner=own["compressor"])).max() > 1e-3
+    without = {name: leaf for name, leaf in own.items() if name != "reasoner"}
+    session = choosing._replace(params={**choosing.params, "adapters": without})
+    np.testing.assert_array_equal(
+        np.array(compress_questions(session, ["Which?", "And since when?"])), query(reasoner=own["compressor"])
+    )
+
+
+def test_a_prompt_fits_into_the_context_with_its_answer(session: Session) -> None:
+    whole, _ = text_prompt(session, [], "q" * 50)
+    tight = session._replace(context=len(whole) + 20)
+    assert text_prompt(tight, [], "q" * 50, room=20) == (whole, 0)
+    assert text_prompt(tight, ["a long text"] * 9, "q" * 50, room=20)[1] < 9
+    for room in (10, 40):
+        assert len(memory_prompt(tight, 0, "q" * 90, room)) == longest(tight, room) == tight.context - room
+    cut, _ = text_prompt(tight, [], "0123456789" * 8, room=20)
+    kept = decode(session.tokenizer, cut)
+    assert len(cut) == len(whole) and "0123456789" * 8 not in kept and "0123456789" * 4 in kept
+
+
+def test_texts_that_do_not_fit_are_left_out_from_the_end(session: Session) -> None:
+    texts = ["first " * 4, "second " * 4, "third " * 4]
+    two, _ = text_prompt(session, texts[:2], "Q?")
+    assert text_prompt(session._replace(context=len(two) + 64), texts, "Q?") == (two, 2)
+    assert text_prompt(session._replace(context=len(two) + 63), texts, "Q?")[1] == 1
+    assert text_prompt(session._replace(context=None), texts, "Q?")[1] == 3
+    assert len(two) > len(encode(session.tokenizer, "".join(texts[:2])))

@@ -14,7 +14,7 @@ from clara.io.checkpoint import newest_checkpoint
 from clara.io.examples import encode_prompt
 from clara.io.tokens import decode, load_tokenizer
 from clara.shell import convert
-from clara.shell.answer import answer, choose, compress_texts
+from clara.shell.answer import answer_chosen, choose, compress_texts
 from clara.shell.options import to_options
 from clara.shell.setup import Session, open_session
 
@@ -73,7 +73,7 @@ def test_the_greedy_answer_is_the_originals(
 ) -> None:
     length = len(session.tokenizer.hf.encode(expected, add_special_tokens=False))
     # mlx-lm leaves the space before the first word out.
-    assert "".join(answer(session, documents, question, length)) == expected.lstrip()
+    assert "".join(answer_chosen(session, documents, question, length)) == expected.lstrip()
 
 
 @pytest.mark.parametrize(("question", "documents", "expected", "chosen"), CASES)
@@ -81,4 +81,4 @@ def test_under_another_wording_it_says_something_else(
     session: Session, question: str, documents: list[str], expected: str, chosen: list[int]
 ) -> None:
     other = session._replace(encoder=session.encoder._replace(prompts=Prompts()))
-    assert "".join(answer(other, documents, question, 12)) != expected.lstrip()
+    assert "".join(answer_chosen(other, documents, question, 12)) != expected.lstrip()
