@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from clara.io.tokens import Tokenizer, load_tokenizer, tokenizer_from_gguf
 
 WHOLE_BYTES = 4 << 20
 SAMPLES, SAMPLE_BYTES = 16, 64 << 10
+TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "tokenizer*")
 VOLATILE_KEYS = ("_name_or_path", "transformers_version")
 PLAIN = {
     nn.QuantizedLinear: nn.Linear,
@@ -74,8 +75,17 @@ def load_base(
     return LoadedBase(module, tokenizer, name, config, fingerprint(path), formats)
 
 
-def locate_base(name: str, progress: bool = True) -> Path:
-    """Return the folder or .gguf file of a base, fetched if it is a built-in name or a Hugging Face id."""
+def load_base_tokenizer(name: str, progress: bool = True) -> Tokenizer:
+    """Return the tokenizer of a base, as `load_base` has it; of a Hugging Face id no weights are fetched for that."""
+    path = locate_base(name, progress, TOKENIZER_FILES)
+    return tokenizer_from_gguf(load_gguf(path).metadata, str(path)) if path.is_file() else load_tokenizer(path)
+
+
+def locate_base(name: str, progress: bool = True, patterns: Sequence[str] | None = None) -> Path:
+    """Return the folder or .gguf file of a base, fetched if it is a built-in name or a Hugging Face id.
+
+    patterns: of the files that are fetched from the hub, where not all are wanted.
+    """
     path = Path(name).expanduser()
     if path.is_dir() or (path.is_file() and path.suffix == ".gguf"):
         return path
@@ -88,7 +98,7 @@ def locate_base(name: str, progress: bool = True) -> Path:
             f"{name}: no such folder or .gguf file, no built-in base ({', '.join(sorted(BUILTIN))}) "
             "and no Hugging Face id, which has the form owner/name"
         )
-    return _download(name, progress)
+    return _download(name, progress, patterns)
 
 
 def dequantize_module(module: nn.Module, dtype: mx.Dtype | None = None) -> nn.Module:
@@ -223,13 +233,13 @@ def _dequantize_layer(layer: Any, dtype: mx.Dtype | None) -> nn.Module:
     return plain
 
 
-def _download(name: str, progress: bool) -> Path:
+def _download(name: str, progress: bool, patterns: Sequence[str] | None) -> Path:
     """Return the folder of a Hugging Face id, downloaded or from the hub's cache."""
     quiet = not progress and not are_progress_bars_disabled()
     if quiet:
         disable_progress_bars()
     try:
-        return Path(mlx_lm_utils._download(name))
+        return Path(mlx_lm_utils._download(name, allow_patterns=patterns and list(patterns)))
     except Exception as error:  # of the hub's client, its HTTP library or the system
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ClaraError(

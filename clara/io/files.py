@@ -124,13 +124,21 @@ def write_atomic(path: Path, content: bytes) -> None:
 
     Raises ClaraError where that fails; whatever happens, the file has its old content or the new one.
     """
+    with staged_file(path) as beside:
+        beside.write_bytes(content)
+
+
+@contextmanager
+def staged_file(path: Path) -> Iterator[Path]:
+    """Yield the name of a new file beside `path` that takes its place, flushed to disk, once the block has ended well.
+
+    After an exception nothing is left of it. Raises ClaraError for every OSError.
+    """
     beside = temporary(path)
     try:
         remove_stale(path.parent, path.name)
-        with open(beside, "wb") as out:
-            out.write(content)
-            out.flush()
-            flush(out.fileno())
+        yield beside
+        sync(beside)
         os.replace(beside, path)
         sync(path.parent)
     except OSError as error:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -56,13 +58,16 @@ class Record(Struct, frozen=True, kw_only=True):
         return self.pos_index or []
 
 
+R = TypeVar("R", bound=Record)
+
+
 def read_records(source: str) -> list[Record]:
     """Return all records of a JSON Lines file or of a built-in set ("sample", "sample-heldout"), each checked.
 
     Raises ClaraError with file and line for the first bad line: invalid UTF-8 or JSON, a wrong or missing field, an
     unknown task, an empty document, answers that do not match their questions; and for a missing or empty file.
     """
-    records = [record for record in _lines(data_path(source))]
+    records = list(iterate_records(data_path(source), Record))
     if not records:
         raise ClaraError(f"{source}: no records; wanted JSON Lines, one record a line")
     return records
@@ -79,29 +84,37 @@ def data_path(source: str) -> Path:
     return path
 
 
-def _lines(path: Path) -> Iterator[Record]:
-    """Yield the records of a file; blank lines are skipped."""
-    decoder = msgspec.json.Decoder(Record)
+def iterate_records(path: Path, kind: type[R]) -> Iterator[R]:
+    """Yield the records of a file as `kind`, checked line by line; blank lines are skipped.
+
+    Raises ClaraError with file and line as `read_records` does, when it comes to the bad line.
+    """
+    decoder = msgspec.json.Decoder(kind)
     try:
-        raw = path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
+                if line.strip():
+                    yield decode_record(decoder, line, path, number)
     except OSError as error:
         raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
-    for number, line in enumerate(raw.split(b"\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}:{number}"
-        try:
-            line.decode("utf-8")
-            record = decoder.decode(line)
-        except UnicodeDecodeError as error:
-            raise ClaraError(f"{where}: invalid UTF-8 at byte {error.start} of the line") from error
-        except msgspec.ValidationError as error:
-            raise ClaraError(f"{where}: {error}") from error
-        except msgspec.DecodeError as error:
-            raise ClaraError(f"{where}: not a JSON object on one line: {error}") from error
-        if problem := fault(record):
-            raise ClaraError(f"{where}: {problem}")
-        yield record if record.id else msgspec.structs.replace(record, id=f"{path.name}:{number}")
+
+
+def decode_record(decoder: msgspec.json.Decoder[R], line: bytes, path: Path, number: int) -> R:
+    """Return the record of a line, checked and with an id. Raises ClaraError with file and line for a bad one."""
+    where = f"{path}:{number}"
+    try:
+        line.decode("utf-8")
+        record = decoder.decode(line)
+    except UnicodeDecodeError as error:
+        raise ClaraError(f"{where}: invalid UTF-8 at byte {error.start} of the line") from error
+    except msgspec.ValidationError as error:
+        raise ClaraError(f"{where}: {error}") from error
+    except msgspec.DecodeError as error:
+        raise ClaraError(f"{where}: not a JSON object on one line: {error}") from error
+    if problem := fault(record):
+        raise ClaraError(f"{where}: {problem}")
+    return record if record.id else msgspec.structs.replace(record, id=f"{path.name}:{number}")
 
 
 def fault(record: Record) -> str | None:

@@ -19,7 +19,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from clara.io import base
-from clara.io.base import dequantize_module, fingerprint, load_base
+from clara.io.base import dequantize_module, fingerprint, load_base, load_base_tokenizer
 from clara.io.errors import ClaraError
 
 CONFIG = {
@@ -252,7 +252,7 @@ def test_a_file_in_a_folder_is_not_a_base(folder: Path) -> None:
 
 
 def test_a_hub_that_cannot_be_reached_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(_: str) -> Path:
+    def unreachable(*_: Any, **__: Any) -> Path:
         raise ConnectionError("name not known\nlong story")
 
     monkeypatch.setattr(base.mlx_lm_utils, "_download", unreachable)
@@ -264,6 +264,24 @@ def test_a_hub_id_is_loaded_from_where_the_hub_puts_it(folder: Path, monkeypatch
     monkeypatch.setattr(base.mlx_lm_utils, "_download", lambda *_, **__: folder)
     loaded = load_base("owner/base")
     assert loaded.name == "owner/base" and loaded.fingerprint == fingerprint(folder)
+
+
+def test_a_tokenizer_alone_is_that_of_the_base_and_needs_no_weights(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = load_base(str(folder)).tokenizer
+    (folder / "model.safetensors").unlink()
+    asked = list[Any]()
+
+    def download(name: str | Path, allow_patterns: list[str] | None = None) -> Path:
+        asked.extend([name, *(allow_patterns or [])])
+        return folder
+
+    monkeypatch.setattr(base.mlx_lm_utils, "_download", download)
+    for name in (str(folder), "owner/base"):
+        alone = load_base_tokenizer(name)
+        assert alone.plain.to_str() == whole.plain.to_str() and alone.eos_ids == whole.eos_ids
+    assert {"owner/base", "tokenizer*"} <= set(asked) and not any("safetensors" in str(each) for each in asked)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara.io.errors import ClaraError
-from clara.io.files import LOCK, digest, discard, locked, remove, staged, sync, temporary, write_atomic
+from clara.io.files import LOCK, digest, discard, locked, remove, staged, staged_file, sync, temporary, write_atomic
 
 FULL = OSError(28, "No space left on device")
 
@@ -77,6 +77,20 @@ def test_an_interrupted_write_leaves_the_old_content_and_nothing_else(
     with pytest.raises(KeyboardInterrupt):
         write_atomic(tmp_path / "file", b"new")
     assert content(tmp_path) == {"file": b"old"}
+
+
+def test_a_staged_file_takes_its_name_at_the_end_and_leaves_nothing_after_an_exception(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    with staged_file(path) as beside:
+        beside.write_bytes(b"new")
+        assert beside.parent == tmp_path and not path.exists()
+    assert path.read_bytes() == b"new"
+    with pytest.raises(KeyboardInterrupt), staged_file(path) as beside:
+        beside.write_bytes(b"half")
+        raise KeyboardInterrupt
+    with pytest.raises(ClaraError, match="file: cannot be written"), staged_file(path):
+        pass  # without a file there is nothing to take the name
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"] and path.read_bytes() == b"new"
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,242 @@
+"""The preparing command: a corpus that train and compress read, whole or not at all, and what is said of bad files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from folders import tiny_folder, tiny_tokenizer
+from pdfs import column, write_pdf
+
+from clara.io.errors import ClaraError
+from clara.io.passages import read_passages
+from clara.io.records import check_stage, read_records
+from clara.io.tokens import encode
+from clara.shell import prepare, train
+from clara.shell.questions import Reply, Request
+
+Run = Callable[..., tuple[int, str, str]]
+PROSE = [f"Lamp {i} stands in town {i} and burns red all night long, as lamps of its kind do." for i in range(12)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny base."""
+    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture
+def command(base: Path, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Return the command as a function of its arguments: (exit status, output, errors)."""
+
+    def run(*argv: str | Path) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = prepare.main(["--model", str(base), "--doc-max-tokens", "100", *map(str, argv)])
+        return (status, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def papers(tmp_path: Path) -> Path:
+    """Return a folder of good files."""
+    folder = tmp_path / "papers"
+    (folder / "more").mkdir(parents=True)
+    write_pdf(folder / "a.pdf", [column(["!On Lamps", "", *PROSE[:4]]), column(PROSE[4:8])])
+    (folder / "b.md").write_text("# Doors\n\n" + "\n\n".join(PROSE[8:10]))
+    (folder / "more" / "c.html").write_text(f"<title>Towns</title><p>{PROSE[10]}</p>")
+    (folder / "more" / "d.jsonl").write_text(json.dumps({"text": PROSE[11], "title": "Last"}) + "\n")
+    return folder
+
+
+def test_a_folder_becomes_a_corpus_that_train_reads(papers: Path, base: Path, command: Run, tmp_path: Path) -> None:
+    out = tmp_path / "corpus.jsonl"
+    status, said, errors = command(papers, "--out", out)
+    assert (status, errors) == (0, "")
+    records, passages = read_records(str(out)), list(read_passages(str(out)))
+    check_stage(records, "pretrain")
+    assert [passage.text for passage in passages] == [record.docs[0] for record in records]
+    assert {record.data_type for record in records} == {"autoencode"}
+    tokenizer = tiny_tokenizer(tmp_path / "again")
+    assert all(passage.tokens == len(encode(tokenizer, passage.text)) <= 100 for passage in passages)
+    assert {passage.title for passage in passages} == {"On Lamps", "Doors", "Towns", "Last"}
+    for sentence in PROSE:
+        (where,) = [passage for passage in passages if sentence in " ".join(passage.text.split())]
+        assert where.pages == (
+            {True: (1, 1), False: (2, 2)}[PROSE.index(sentence) < 4] if PROSE.index(sentence) < 8 else None
+        )
+    assert "files      4 read, 0 skipped" in said and f"written    {out}, {len(records)} records" in said
+    assert "documents  4: 2 pages" in said
+    argv = ["--model", base, "--data", out, "--heldout", "", "--steps", 2, "--show", 0, "--rank", 4, "--batch-size", 2]
+    argv += ["--doc-max-tokens", 100, "--compression-rate", 20, "--max-tokens", 512, "--run", tmp_path / "run"]
+    assert train.main([str(argument) for argument in [*argv, "--autoencode-share", "1"]]) == 0
+
+
+def test_bad_files_are_named_and_the_rest_is_written(papers: Path, command: Run, tmp_path: Path) -> None:
+    whole = (papers / "a.pdf").read_bytes()
+    (papers / "cut.pdf").write_bytes(whole[: len(whole) // 3])
+    (papers / "empty.txt").write_text("")
+    (papers / "z.xyz").write_text("x")
+    write_pdf(papers / "locked.pdf", [column(PROSE)], password="secret")
+    write_pdf(papers / "scan.pdf", [[], []])
+    out = tmp_path / "corpus.jsonl"
+    status, said, errors = command(papers, tmp_path / "absent.pdf", "--out", out)
+    assert status == 2
+    named = [Path(line.split(": ")[0]).name for line in errors.splitlines()]
+    assert sorted(named) == ["absent.pdf", "cut.pdf", "empty.txt", "locked.pdf", "scan.pdf"]
+    assert "files      4 read, 5 skipped, 1 of other kinds" in said
+    good = {passage.text for passage in read_passages(str(out))}
+    assert command(papers / "a.pdf", papers / "b.md", papers / "more", "--out", out)[0] == 0
+    assert {passage.text for passage in read_passages(str(out))} == good
+
+
+def test_where_nothing_can_be_done_nothing_is_written(command: Run, tmp_path: Path) -> None:
+    (tmp_path / "bad.pdf").write_text("x")
+    out = tmp_path / "corpus.jsonl"
+    out.write_text("mine")
+    for sources in ([tmp_path / "bad.pdf"], [tmp_path / "absent"]):
+        status, said, errors = command(*sources, "--out", out)
+        assert (status, said) == (1, "") and "error: no passage in any of the sources; nothing was written" in errors
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.pdf", "corpus.jsonl"] and out.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["--out", "{tmp}"], "is a folder; wanted the name of a file"),
+        (["--out", "{tmp}/no/corpus.jsonl"], "its folder does not exist"),
+        (["--out", "{tmp}/a.jsonl", "--attempts", "0"], "options: Expected `int` >= 1 - at `$.writing.attempts`"),
+        (["--out", "{tmp}/a.jsonl", "--max-pages", "many"], "at `$.limits.max_pages`"),
+        (["--out", "{tmp}/a.jsonl", "--checkpoint", "{tmp}"], "no whole checkpoint found"),
+        (["--out", "{tmp}/a.jsonl", "--candidates", "3"], "no record has a question"),
+    ],
+)
+def test_arguments_that_cannot_be_are_refused(
+    argv: list[str], said: str, papers: Path, command: Run, tmp_path: Path
+) -> None:
+    before = sorted(tmp_path.rglob("*"))
+    status, _, errors = command(papers, *(argument.replace("{tmp}", str(tmp_path)) for argument in argv))
+    assert status == 1 and errors.splitlines()[-1].startswith("error: ") and said in errors
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_corpus_in_the_folder_of_its_sources_is_none_of_them(papers: Path, command: Run) -> None:
+    out = papers / "corpus.jsonl"
+    assert command(papers, "--out", out)[0] == 0
+    first = out.read_bytes()
+    assert command(papers, "--out", out)[0] == 0
+    assert out.read_bytes() == first
+
+
+def test_limits_are_options(papers: Path, command: Run, tmp_path: Path) -> None:
+    status, _, errors = command(papers, "--out", tmp_path / "corpus.jsonl", "--max-pages", "1")
+    assert status == 2 and "a.pdf: 2 pages, more than 1; raise --max-pages" in errors
+
+
+def test_lengths_and_base_are_those_of_the_recipe_or_of_a_run(base: Path, tmp_path: Path) -> None:
+    options = prepare.PrepareOptions()
+    assert prepare.target_of(options) == ("smollm2-135m", 96)
+    argv = [
+        "--model",
+        base,
+        "--heldout",
+        "",
+        "--steps",
+        1,
+        "--show",
+        0,
+        "--rank",
+        4,
+        "--batch-size",
+        1,
+        "--run",
+        tmp_path / "run",
+    ]
+    argv += ["--doc-max-tokens", 48, "--compression-rate", 8, "--max-tokens", 512]
+    assert train.main([str(argument) for argument in argv]) == 0
+    trained = prepare.PrepareOptions(checkpoint=str(tmp_path / "run"))
+    assert prepare.target_of(trained) == (str(base), 48)
+    other = prepare.PrepareOptions(checkpoint=str(tmp_path / "run"), model="other", doc_max_tokens=7)
+    assert prepare.target_of(other) == ("other", 7)
+
+
+def fake_model(*_: Any) -> Callable[[Sequence[Request], int | None], list[Reply]]:
+    """Return a model that asks which lamp it is, paraphrases, and affirms everything but harder questions."""
+
+    def ask(requests: Sequence[Request], draw: int | None) -> list[Reply]:
+        replies = []
+        for request in requests:
+            text = request.values["{text}"]
+            if draw is None:
+                replies.append("No" if "harder" in request.values["{question}"] else "Yes")
+            elif "questions" in request.template:
+                kind = "harder" if "harder" in request.template else "simple"
+                replies.append(f"Q: What {kind} thing is told of it?\nA: {' '.join(text.split()[:2])}")
+            else:
+                replies.append(f"As one may say, {text}")
+        return [Reply(reply, True) for reply in replies]
+
+    return ask
+
+
+def test_questions_and_candidates_are_what_the_stages_read(
+    papers: Path, base: Path, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prepare, "model_ask", fake_model)
+    out, chosen = tmp_path / "corpus.jsonl", tmp_path / "candidates.jsonl"
+    status, said, _ = command(papers, "--out", out, "--questions", base, "--attempts", "2")
+    records = read_records(str(out))
+    assert status == 0 and {record.data_type for record in records} == {"qa"}
+    assert all(record.questions == ["What simple thing is told of it?"] and record.paraphrase for record in records)
+    count = len(records)
+    assert f"questions  {count}, and {count} paraphrases" in said
+    assert f"complex: not affirmed {2 * count}" in said and f"simple: asked before {count}" in said
+    assert all(passage.title for passage in read_passages(str(out))), "the notes are still there"
+    status, said, _ = command(out, "--out", chosen, "--candidates", "4")
+    found = read_records(str(chosen))
+    assert (status, len(found)) == (0, count) and f"records    {count} taken over as they were" in said
+    for stage in ("retrieval", "end_to_end"):
+        check_stage(found, stage)
+    assert {len(record.docs) for record in found} == {4}
+    assert [record.docs[record.positives[0]] for record in found] == [record.docs[0] for record in records]
+    both = tmp_path / "both.jsonl"
+    assert command(papers, "--out", both, "--questions", base, "--attempts", "2", "--candidates", "4")[0] == 0
+    assert both.read_bytes() == chosen.read_bytes()
+
+
+def test_a_random_model_leaves_passages_for_autoencoding(
+    papers: Path, base: Path, command: Run, tmp_path: Path
+) -> None:
+    out = tmp_path / "corpus.jsonl"
+    argv = (papers / "b.md", "--out", out, "--questions", base, "--reply-tokens", "8", "--attempts", "1")
+    status, said, _ = command(*argv)
+    assert status == 0 and {record.data_type for record in read_records(str(out))} == {"autoencode"}
+    assert "questions  0, and 0 paraphrases" in said and "simple: nothing to read in the reply" in said
+    first, journal = out.read_bytes(), out.with_name("corpus.jsonl.questions")
+    kept = journal.read_bytes()
+    assert command(*argv)[0] == 0 and (out.read_bytes(), journal.read_bytes()) == (first, kept)
+
+
+def test_an_interruption_writes_nothing_and_says_what_to_do(
+    papers: Path, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare, "corpus_records", stop)
+    status, _, errors = command(papers, "--out", tmp_path / "corpus.jsonl")
+    assert status == 130 and "run the same command again" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["papers"]
+
+
+def test_a_corpus_that_does_not_come_back_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"docs": ["a"], "data_type": "autoencode"}\n')
+    prepare.read_back(path, 1, prepare.PrepareOptions())
+    with pytest.raises(ClaraError, match="1 records came back of 2"):
+        prepare.read_back(path, 2, prepare.PrepareOptions())
+    with pytest.raises(ClaraError, match="stage end_to_end wants qa"):
+        prepare.read_back(path, 1, prepare.PrepareOptions(candidates=3))
