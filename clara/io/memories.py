@@ -53,14 +53,19 @@ def document_key(tokens: Tokens) -> str:
     return hashlib.sha256(np.asarray(tokens, dtype="<i4").tobytes()).hexdigest()
 
 
-def compressor_fingerprint(base: Base, config: StepConfig, params: Params, base_fingerprint: str) -> str:
-    """Return 16 hexadecimal digits of all that the memory of given tokens depends on, the base's own dtype included."""
+def compressor_fingerprint(
+    base: Base, config: StepConfig, params: Params, base_fingerprint: str, exact: bool = True
+) -> str:
+    """Return 16 hexadecimal digits of all that the memory of given tokens depends on.
+
+    exact: the base's own dtype included, which only rounding depends on, and which differs from device to device.
+    """
     parts = {
         "adapter": params["adapters"]["compressor"],
         "inputs": {name: leaf for name, leaf in params.items() if name != "adapters"},
         "special": {"embeddings": base.special_embeddings, "rms": base.embedding_rms},
     }
-    dtypes = sorted({str(leaf.dtype) for _, leaf in tree_flatten(base.module.parameters())})
+    dtypes = sorted({str(leaf.dtype) for _, leaf in tree_flatten(base.module.parameters())}) if exact else []
     digest = hashlib.sha256(repr((base_fingerprint, dtypes, config.memory, config.lora.scale, base.layout)).encode())
     for name, leaf in sorted(tree_flatten(parts)):
         digest.update(f"\n{name} {leaf.dtype} {leaf.shape}\n".encode())

@@ -6,10 +6,8 @@ trains the whole curriculum: pretrain, instruct, end_to_end.
 
 from __future__ import annotations
 
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +18,12 @@ from clara.io.dataset import training_batches
 from clara.io.errors import ClaraError
 from clara.io.files import locked, remove_stale, write_atomic
 from clara.io.retention import checkpoints
-from clara.io.runlog import append_event, drop_events_from, read_events
+from clara.io.runlog import METRICS, append_event, drop_events_from, read_events
 from clara.shell.arguments import CONFIG, Plan, read_plan
+from clara.shell.interrupt import interruptible
 from clara.shell.job import Job, prepare, read_data, save, with_memories
 from clara.shell.loop import Step, training_steps
-from clara.shell.monitor import METRICS, draw, evaluated, keep_best, measure, record_step, show
+from clara.shell.monitor import draw, evaluated, keep_best, measure, record_step, show
 from clara.shell.options import Options, to_plain
 from clara.shell.reporters import Reporter, check_reporters, open_reporters
 
@@ -106,7 +105,7 @@ def train(job: Job, report: Reporter, root: Path) -> int:
     drop_events_from(job.folder / METRICS, job.start if job.start else -1)
     batches = training_batches(job.records, job.feed, options.steps, job.start)
     seconds: list[float] = []
-    with interruptible() as interrupted:
+    with interruptible("step") as interrupted:
         catch_up(job, report)
         for step in told_where(job, training_steps(job.update, state, batches)):
             state = step.state
@@ -151,23 +150,6 @@ def told_where(job: Job, steps: Iterable[Step]) -> Iterator[Step]:
 def due(step: int, every: int) -> bool:
     """Return whether something that happens every n steps happens after this one; never for n = 0."""
     return every > 0 and step % every == 0
-
-
-@contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether Ctrl-C was pressed; pressed twice, it stops the process at once."""
-    pressed = []
-
-    def handle(number: int, frame: object) -> None:
-        pressed.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        print("\nstopping after this step; press Ctrl-C again to stop at once", flush=True)
-
-    before = signal.signal(signal.SIGINT, handle)
-    try:
-        yield lambda: bool(pressed)
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 from folders import tiny_folder, tiny_session
 from hypothesis import given
 from hypothesis import strategies as st
+from tiny import tiny_module
 
 from clara.core.collate import Tokens
 from clara.io.errors import ClaraError
@@ -227,6 +228,18 @@ OTHERS: dict[str, Callable[[Session], Session]] = {
 @pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
 def test_another_compressor_has_another_fingerprint(change: Callable[[Session], Session], session: Session) -> None:
     assert fingerprint(change(session)) != fingerprint(session) == fingerprint(session)
+
+
+def test_of_a_fingerprint_that_is_not_exact_the_bases_dtype_is_no_part(session: Session) -> None:
+    def loose(each: Session) -> str:
+        return compressor_fingerprint(each.base, each.config, each.params, each.fingerprint, exact=False)
+
+    before = loose(session)
+    assert before != fingerprint(session) and before != loose(adapter_changed(session, "compressor"))
+    other = session._replace(base=session.base._replace(module=tiny_module()))
+    found = fingerprint(other), loose(other)
+    other.base.module.set_dtype(mx.bfloat16)
+    assert fingerprint(other) != found[0] and loose(other) == found[1]
 
 
 @pytest.mark.parametrize(

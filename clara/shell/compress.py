@@ -1,0 +1,202 @@
+"""Fills a memory store: every passage of a corpus compressed once, kept on disk, ready to be searched and asked.
+
+Run `python -m clara.shell.compress CORPUS --checkpoint RUN --store my.clara`. What the store has already is skipped, so
+that the same command goes on after an interruption and adds what is new in a corpus. The store keeps a copy of the
+checkpoint: later commands need the store alone. Without CORPUS the store is described.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from clara.core.collate import frame_document
+from clara.io.checkpoint import Checkpoint
+from clara.io.compaction import compact
+from clara.io.errors import ClaraError
+from clara.io.passages import Passage, read_passages
+from clara.io.retention import checkpoints
+from clara.io.store import (
+    CHECKPOINT,
+    Store,
+    StoreInfo,
+    add_passages,
+    count,
+    delete_passages,
+    missing,
+    opened_store,
+    require_compressor,
+    sources,
+    used_bytes,
+)
+from clara.io.tokens import encode_batch
+from clara.shell.interrupt import interruptible
+from clara.shell.memories import BATCH, EVERY, compress_tokens
+from clara.shell.progress import clock
+from clara.shell.setup import Session
+from clara.shell.stores import checkpoint_for, info_of, keep_checkpoint, require_packing, session_of
+
+COMMAND = "python -m clara.shell.compress"
+
+WINDOW = 4096
+"""Passages of a corpus that are in memory at a time, and among which those of similar length share a batch."""
+
+
+class Progress(NamedTuple):
+    """What a pass over a corpus has done."""
+
+    seen: int = 0
+    """Passages, those that the store had already included."""
+    added: int = 0
+    cut: int = 0
+    """Of those added, how many had more tokens than the compressor takes."""
+
+
+class Work(NamedTuple):
+    """A pass over a corpus, ready to go."""
+
+    session: Session
+    checkpoint: Checkpoint
+    info: StoreInfo
+    """Of the store, where it has to be made."""
+    total: int
+    """Passages of the corpus."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0 done, 130 interrupted, 1 a message to the user."""
+    arguments = parser().parse_args(argv)
+    try:
+        return run(arguments)
+    except ClaraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped at once; what was added before is in the store", file=sys.stderr)
+        return 130
+
+
+def parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's arguments."""
+    found = argparse.ArgumentParser(
+        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = found.add_argument
+    add("corpus", nargs="?", metavar="CORPUS", help="JSON Lines of passages, or any data that train reads")
+    add("--store", required=True, metavar="FOLDER", help="the store; --checkpoint makes a new one")
+    add("--checkpoint", default="", metavar="RUN", help="run or checkpoint that compresses [the store's own copy]")
+    add("--model", default="", help="the base, where it is not the one that the checkpoint names")
+    add("--batch-size", type=int, default=BATCH, metavar="N", help="passages compressed at a time [%(default)s]")
+    add("--dtype", choices=("bfloat16", "float16"), help="memories of a new store; float16 ends at 65,504 [bfloat16]")
+    add("--bits", type=int, choices=(8, 4), help="quantise a new store's memories to half or a quarter of the bytes")
+    add("--delete", action="append", default=[], metavar="SOURCE", help="remove a source's passages, before adding")
+    add("--compact", action="store_true", help="give back the space of removed passages, at the end")
+    add("--list", action="store_true", help="list the sources, with the number of passages of each")
+    return found
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments say; return the exit status. Raises ClaraError where they do not fit what is there."""
+    path, status = Path(arguments.store).expanduser(), 0
+    if not (arguments.corpus or arguments.delete or arguments.compact):
+        with opened_store(path, readonly=True) as store:
+            describe(store, arguments.list)
+        return 0
+    work = prepare(arguments, path) if arguments.corpus else None
+    with opened_store(path, create=work and work.info) as store:
+        if work:
+            require_compressor(store.info, work.info.compressor)
+            require_packing(store.info, arguments.dtype, arguments.bits)
+            keep_checkpoint(store, work.checkpoint)
+        for source in arguments.delete:
+            print(f"removed   {delete_passages(store, source):,} passages of {source}", flush=True)
+        if work:
+            status = compress_corpus(work, store, arguments)
+        if arguments.compact and not status:
+            print(f"compact   {compact(store):,} rows of removed passages given back")
+        describe(store, arguments.list)
+    return status
+
+
+def prepare(arguments: argparse.Namespace, path: Path) -> Work:
+    """Read and check all that a pass over a corpus needs. Raises ClaraError for whatever would stop it later."""
+    if arguments.batch_size < 1:
+        raise ClaraError(f"--batch-size {arguments.batch_size}: wanted 1 or more")
+    checkpoint = checkpoint_for(path, arguments.checkpoint)
+    total = sum(1 for _ in read_passages(arguments.corpus))
+    if not total:
+        raise ClaraError(f"{arguments.corpus}: no passages; wanted JSON Lines with docs, as prepare writes them")
+    print(f"corpus    {total:,} passages in {arguments.corpus}", flush=True)
+    session = session_of(checkpoint, arguments.model)
+    model = arguments.model or str(checkpoint.config["model"])
+    return Work(session, checkpoint, info_of(session, model, arguments.dtype, arguments.bits), total)
+
+
+def compress_corpus(work: Work, store: Store, arguments: argparse.Namespace) -> int:
+    """Add the passages of the corpus to the store, and say how that goes; return the exit status."""
+    begun = told = time.perf_counter()
+    done, stopped = Progress(), False
+    with interruptible("batch") as interrupted:
+        for done in fill(work.session, store, read_passages(arguments.corpus), arguments.batch_size):
+            now = time.perf_counter()
+            if stopped := interrupted() and done.seen < work.total:
+                break
+            if done.added and now - told > EVERY:
+                told, speed = now, done.added / (now - begun)
+                left = clock((work.total - done.seen) / speed)
+                print(f"compress  {done.seen:,}/{work.total:,}, {speed:.1f} passages/s, {left} left", flush=True)
+    cut = f", {done.cut:,} of them cut to {work.session.config.memory.doc_max_tokens} tokens" if done.cut else ""
+    there = f"; {done.seen - done.added:,} were there" if done.seen > done.added else ""
+    print(f"added     {done.added:,} passages in {clock(time.perf_counter() - begun)}{cut}{there}")
+    if stopped:
+        again = [
+            arguments.corpus,
+            "--store",
+            arguments.store,
+            *(["--model", arguments.model] if arguments.model else []),
+        ]
+        print(f"interrupted; go on with: {COMMAND} {shlex.join(again)}")
+    return 130 if stopped else 0
+
+
+def fill(session: Session, store: Store, passages: Iterator[Passage], batch_size: int) -> Iterator[Progress]:
+    """Compress what the store has not yet, in batches of similar length, and yield what is done after each.
+
+    Of the corpus, `WINDOW` passages are in memory at a time.
+    """
+    done, limit = Progress(), session.config.memory.doc_max_tokens
+    while window := list(islice(passages, WINDOW)):
+        new = missing(store, window)
+        done = done._replace(seen=done.seen + len(window) - len(new))
+        yield done
+        tokens = encode_batch(session.tokenizer, [passage.text for passage in new])
+        order = sorted(range(len(new)), key=lambda i: len(tokens[i]))
+        for batch in (order[i : i + batch_size] for i in range(0, len(order), batch_size)):
+            framed = [frame_document(tokens[i], session.base.layout, limit) for i in batch]
+            added = add_passages(store, [new[i] for i in batch], compress_tokens(session, framed))
+            cut = sum(len(tokens[i]) > limit for i in batch)
+            done = Progress(done.seen + len(batch), done.added + added, done.cut + cut)
+            yield done
+
+
+def describe(store: Store, list_sources: bool) -> None:
+    """Print what a store holds."""
+    info, found = store.info, sources(store)
+    for source, passages in found if list_sources else ():
+        print(f"{passages:>9,} {source}")
+    packed = f"{info.bits} bits, scales in {info.dtype}" if info.bits else info.dtype
+    size = f"{used_bytes(store) / 1e6:,.1f} MB"
+    print(f"store     {count(store):,} passages of {len(found):,} sources, {size}, in {store.path}")
+    print(f"memory    {info.num_memory_tokens} vectors of {info.hidden} numbers for each, {packed}")
+    kept = [path.name for path in checkpoints(store.path / CHECKPOINT)]
+    print(f"by        {info.model}, {kept[-1] if kept else 'no checkpoint'}, compressor {info.compressor}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,74 @@
+"""A memory store and the session that belongs to it: the checkpoint that compressed it, and whether one fits it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint, save_checkpoint
+from clara.io.errors import ClaraError
+from clara.io.memories import compressor_fingerprint
+from clara.io.store import CHECKPOINT, DATABASE, Store, StoreInfo
+from clara.shell.options import to_options
+from clara.shell.setup import Session, open_session, prepare_device
+
+
+def checkpoint_for(path: Path, source: str = "") -> Checkpoint:
+    """Return the newest checkpoint of a run; without a source, the copy that the store at `path` keeps.
+
+    Raises ClaraError where there is none.
+    """
+    if not source and not (path / DATABASE).is_file():
+        raise ClaraError(f"{path}: no memory store yet; --checkpoint RUN makes one with the compressor of a run")
+    checkpoint, problems = newest_checkpoint(Path(source).expanduser() if source else path / CHECKPOINT)
+    for problem in problems:
+        print(f"skipped a damaged checkpoint: {problem}")
+    return checkpoint
+
+
+def session_of(checkpoint: Checkpoint, model: str = "") -> Session:
+    """Return the session of a checkpoint, on its own base or the same under another name, on a device set up for it."""
+    options = to_options(checkpoint.config, str(checkpoint.path))
+    prepare_device(options.compile)
+    return open_session(msgspec.structs.replace(options, model=model or options.model), checkpoint)
+
+
+def store_fingerprint(session: Session) -> str:
+    """Return the compressor's fingerprint as a store has it: the same on every device."""
+    return compressor_fingerprint(session.base, session.config, session.params, session.fingerprint, exact=False)
+
+
+def info_of(session: Session, model: str, dtype: str | None = None, bits: int | None = None) -> StoreInfo:
+    """Return what a new store for the memories of a session says of itself; dtype and bits as in `StoreInfo`."""
+    return StoreInfo(
+        base=session.fingerprint,
+        compressor=store_fingerprint(session),
+        model=model,
+        num_memory_tokens=session.base.layout.num_memory_tokens,
+        hidden=session.base.special_embeddings.shape[1],
+        dtype=dtype or "bfloat16",
+        bits=bits or 0,
+    )
+
+
+def require_packing(info: StoreInfo, dtype: str | None, bits: int | None) -> None:
+    """Raise ClaraError where a store packs its memories otherwise than it is wanted; None wants nothing."""
+    for name, wanted, found in (("dtype", dtype, info.dtype), ("bits", bits, info.bits)):
+        if wanted not in (None, found):
+            raise ClaraError(f"--{name} {wanted}: the store has {found or 'none'}; leave it out, or make a new store")
+
+
+def keep_checkpoint(store: Store, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint into its store, without the optimizer's state; whole or not at all.
+
+    Another one, which has the same compressor, gives way to it.
+    """
+    folder = store.path / CHECKPOINT
+    try:
+        kept = newest_checkpoint(folder)[0].manifest.files[PARAMS]
+    except ClaraError:
+        kept = ""
+    if kept != checkpoint.manifest.files[PARAMS]:
+        config, manifest = checkpoint.config, checkpoint.manifest
+        save_checkpoint(folder, checkpoint.params, {}, checkpoint.extras, config, manifest, keep=1)

@@ -1,0 +1,122 @@
+"""Exact search in blocks: stored words as numbers, products with packed rows, cosines, and the best of all blocks."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from clara.core import search
+from clara.core.search import NOTHING, Packing, Rows, cosines, merged, product_of, taken, widened
+
+PACKINGS = [
+    Packing(dtype, bits, group) for dtype in ("bfloat16", "float16") for bits, group in ((0, 0), (8, 64), (4, 32))
+]
+parametrize = pytest.mark.parametrize("packing", PACKINGS, ids=lambda p: f"{p.dtype}-{p.bits}")
+
+
+def draw(seed: int, *shape: int) -> np.ndarray:
+    """Return float32 normal numbers."""
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def words(array: mx.array) -> np.ndarray:
+    """Return the bits of 16-bit numbers."""
+    return np.array(array.view(mx.uint16))
+
+
+def packed(memory: np.ndarray, packing: Packing) -> tuple[Rows, np.ndarray]:
+    """Return memories as stored, by mlx itself, and the numbers that these stand for, flattened."""
+    array = mx.array(memory).astype(getattr(mx, packing.dtype))
+    if packing.bits:
+        levels, scales, biases = mx.quantize(array, group_size=packing.group_size, bits=packing.bits)
+        whole = [part.astype(mx.float32) for part in (scales, biases)]
+        array = mx.dequantize(levels, *whole, group_size=packing.group_size, bits=packing.bits)
+        rows = Rows(np.array(levels), np.zeros(0), words(scales), words(biases))
+    else:
+        rows = Rows(words(array), np.zeros(0))
+    plain = np.array(array.astype(mx.float32)).reshape(len(memory), -1).astype(np.float64)
+    return rows._replace(norm=np.linalg.norm(plain, axis=1).astype(np.float32)), plain
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_pattern_of_16_bits_is_the_number_that_mlx_reads(dtype: str) -> None:
+    patterns = np.arange(2**16, dtype=np.uint16)
+    expected = np.array(mx.array(patterns).view(getattr(mx, dtype)).astype(mx.float32))
+    finite = np.isfinite(expected)
+    found = widened(patterns, dtype)
+    assert found.dtype == np.float32 and finite.sum() > 60_000
+    assert (found[finite].view(np.uint32) == expected[finite].view(np.uint32)).all()
+
+
+@parametrize
+@given(rows=st.integers(1, 9), tokens=st.integers(1, 3), queries=st.integers(1, 4), seed=st.integers(0, 99))
+def test_a_product_with_packed_rows_is_that_with_the_numbers_they_stand_for(
+    packing: Packing, rows: int, tokens: int, queries: int, seed: int
+) -> None:
+    stored, plain = packed(draw(seed, rows, tokens, 64), packing)
+    asked = draw(seed + 1, queries, tokens * 64)
+    found = product_of(asked, packing)(stored)
+    assert found.shape == (rows, queries)
+    np.testing.assert_allclose(found, plain @ asked.T.astype(np.float64), atol=1e-4)
+
+
+@parametrize
+@pytest.mark.parametrize("block", [1, 3, 7, 100])
+def test_cosines_do_not_depend_on_where_blocks_begin(
+    packing: Packing, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = draw(1, 23, 2, 64)
+    memory[5] = 0
+    stored, plain = packed(memory, packing)
+    asked = draw(2, 3, 128)
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    asked[2] = 0
+    monkeypatch.setattr(search, "BLOCK_BYTES", 4 * 128 * block)
+    found = cosines(stored, asked, packing)
+    norm = np.linalg.norm(plain, axis=1, keepdims=True)
+    np.testing.assert_allclose(found, plain @ asked.T / np.where(norm, norm, 1), atol=1e-6)
+    assert (found[5] == 0).all() and (found[:, 2] == 0).all()
+
+
+def test_a_block_is_never_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+    real = search.widened
+    monkeypatch.setattr(search, "widened", lambda words, dtype: seen.append(words.size * 4) or real(words, dtype))
+    monkeypatch.setattr(search, "BLOCK_BYTES", 4096)
+    stored, _ = packed(draw(0, 50, 2, 64), Packing("bfloat16"))
+    cosines(stored, draw(1, 1, 128), Packing("bfloat16"))
+    assert max(seen) == 4096 and sum(seen) == 50 * 128 * 4
+
+
+def test_no_rows_have_no_cosines() -> None:
+    stored = Rows(np.zeros((0, 2, 64), np.uint16), np.zeros(0, np.float32))
+    assert cosines(stored, draw(0, 3, 128), Packing("bfloat16")).shape == (0, 3)
+
+
+@parametrize
+def test_some_rows_are_taken_with_all_their_parts(packing: Packing) -> None:
+    stored, plain = packed(draw(4, 6, 2, 64), packing)
+    asked = draw(5, 2, 128)
+    which = np.array([4, 0, 4])
+    found = product_of(asked, packing)(taken(stored, which))
+    np.testing.assert_allclose(found, plain[which] @ asked.T, atol=1e-4)
+
+
+@given(
+    blocks=st.lists(st.lists(st.integers(-3, 3), max_size=12), max_size=6),
+    k=st.integers(0, 9),
+    seed=st.integers(0, 9),
+)
+def test_the_best_of_blocks_are_the_best_of_all_whatever_ties(blocks: list[list[int]], k: int, seed: int) -> None:
+    ids = np.random.default_rng(seed).permutation(sum(map(len, blocks)))
+    best, first = NOTHING, 0
+    for block in blocks:
+        scores = np.array(block, dtype=np.float32)
+        best = merged(best, scores, ids[first : first + len(block)], k)
+        first += len(block)
+    flat = [score for block in blocks for score in block]
+    expected = sorted(zip(flat, ids.tolist(), strict=True), key=lambda pair: (-pair[0], pair[1]))[:k]
+    assert list(zip(best.scores.tolist(), best.ids.tolist(), strict=True)) == expected

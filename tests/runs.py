@@ -1,0 +1,38 @@
+"""Runs of the tiny base: a folder with a checkpoint that was not trained, but whose adapters do something."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+from folders import tiny_options, tiny_session
+
+from clara.io.checkpoint import Manifest, save_checkpoint, versions
+from clara.shell.options import to_plain
+from clara.shell.setup import extras_of
+
+
+def tiny_run(base: Path, path: Path, compressor: float = 1.0, generator: float = 1.0, **sections: Any) -> Path:
+    """Return a run folder with the checkpoint of step 3; the two numbers scale adapters, sections are its options."""
+    options, session = tiny_options(base, **sections), tiny_session(base, **sections)
+    scales = {"compressor": compressor, "generator": generator}
+    adapters: Any = {
+        name: {
+            layer: {part: leaf * scales.get(name, 1.0) for part, leaf in pair.items()} for layer, pair in each.items()
+        }
+        for name, each in session.params["adapters"].items()
+    }
+    params = {**session.params, "adapters": adapters}
+    manifest = Manifest(
+        step=3,
+        stage=options.stage,
+        base=session.fingerprint,
+        data="",
+        seed=0,
+        versions=versions(),
+        started_from="before",
+    )
+    optimizer = {"step": mx.array(3)}
+    save_checkpoint(path / "checkpoints", params, optimizer, extras_of(session.base), to_plain(options), manifest)
+    return path
