@@ -1,0 +1,101 @@
+"""Many questions of a file: answered in order, together as alone, written whole, bad lines named first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlx.core as mx
+import pytest
+from stores import tiny_store
+
+from clara.io.errors import ClaraError
+from clara.shell import ask
+from clara.shell.asked import read_queries
+
+QUERIES = [
+    {"question": "How does lamp number3 burn?", "id": "a"},
+    {"question": "Zeppelin?", "note": "further fields are ignored"},
+    {"question": "Is number7 white, and which of all lamps burns amber then?"},
+    {"question": "number1", "id": "d"},
+    {"question": "Which lamps burn red?"},
+]
+Run = Callable[..., tuple[int, list[dict[str, object]], str]]
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Return a store of a model that chooses two passages."""
+    yield tiny_store(tmp_path_factory.mktemp("store"), stage="end_to_end", retrieval={"top_k": 2})
+    mx.enable_compile()
+
+
+@pytest.fixture
+def batch(tmp_path: Path) -> Path:
+    """Return the file of questions."""
+    file = tmp_path / "questions.jsonl"
+    file.write_text("".join(json.dumps(query) + "\n\n" for query in QUERIES))
+    return file
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str], path: Path) -> Run:
+    """Return the command as a function of its arguments: (exit status, answers printed, errors)."""
+
+    def run(*argv: str | Path) -> tuple[int, list[dict[str, object]], str]:
+        capsys.readouterr()
+        status = ask.main(["--store", str(path), "--max-tokens", "6", *(str(argument) for argument in argv)])
+        out, err = capsys.readouterr()
+        return status, [json.loads(line) for line in out.splitlines()], err
+
+    return run
+
+
+@pytest.mark.parametrize("way", [[], ["--text"]], ids=["memory", "text"])
+@pytest.mark.parametrize("size", ["1", "2", "9"])
+def test_each_question_is_answered_as_alone_in_the_order_of_the_file(
+    command: Run, batch: Path, size: str, way: list[str]
+) -> None:
+    status, answers, err = command("--batch", batch, "--batch-size", size, *way)
+    assert status == 0 and f"answered  {len(QUERIES)}/{len(QUERIES)}, " in err
+    for query, found in zip(QUERIES, answers, strict=True):
+        _, (alone,), _ = command(query["question"], "--json", *way)
+        assert found["id"] == query.get("id")
+        for name in ("question", "answer", "read", "prompt_tokens", "tokens", "finished"):
+            assert found[name] == alone[name]
+        assert [s["hash"] for s in found["sources"]] == [s["hash"] for s in alone["sources"]]  # type: ignore[attr-defined]
+    assert answers[1]["answer"] is None and answers[1]["sources"] == []
+
+
+def test_a_file_of_answers_is_what_would_be_printed(command: Run, batch: Path, tmp_path: Path) -> None:
+    _, printed, _ = command("--batch", batch)
+    status, out, _ = command("--batch", batch, "--out", tmp_path / "answers.jsonl")
+    written = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert (status, out) == (0, [])
+    for answer in (*printed, *written):
+        assert answer.pop("seconds")
+    assert written == printed
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"question": "a"}\n{"question": 7}\n', ":2: "),
+        (b'{"question": "a"}\n\nnothing\n', ":3: "),
+        (b'{"id": "a"}\n', ":1: "),
+        (b'{"question": " "}\n', ":1: the question is empty"),
+        (b'{"question": "\xff"}\n', ":1: "),
+        (b"\n\n", ": no questions; wanted JSON Lines"),
+    ],
+)
+def test_a_bad_line_is_named_before_anything_is_answered(
+    command: Run, tmp_path: Path, content: bytes, message: str
+) -> None:
+    file = tmp_path / "bad.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(ClaraError, match=f"bad.jsonl{message}"):
+        read_queries(file)
+    status, out, err = command("--batch", file)
+    assert (status, out) == (1, []) and f"{file}{message}" in err
+    assert "cannot be read" in command("--batch", tmp_path / "none.jsonl")[2]
