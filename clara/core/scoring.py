@@ -6,6 +6,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from statistics import fmean
 from string import punctuation
 
+from clara.core.select import RECALL_AT
+
 _DROP_PUNCTUATION = str.maketrans("", "", punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
@@ -61,6 +63,48 @@ def rouge_l(prediction: str, reference: str) -> float:
     """
     predicted, wanted = _tokens(prediction), _tokens(reference)
     return _f_measure(_lcs_length(predicted, wanted), len(predicted), len(wanted))
+
+
+def keyword_match(prediction: str, keywords: Collection[str]) -> float:
+    """Returns the share of the keywords that occur in the prediction.
+
+    prediction: str; keywords: collection of str, of one or more words each. Both are normalised as for the other
+    scores; a keyword occurs where its tokens stand in the prediction one after another. One without tokens never does.
+    Raises ValueError without keywords (callers skip such questions).
+    Range: [0.0, 1.0].
+    Source: this project; cover-EM for answers of several parts.
+    """
+    if len(keywords) == 0:
+        raise ValueError("keywords: found none, wanted at least one; skip questions that have no keywords")
+    said = f" {normalize_answer(prediction)} "
+    wanted = [normalize_answer(keyword) for keyword in _checked_texts("keywords", keywords)]
+    return sum(bool(keyword) and f" {keyword} " in said for keyword in wanted) / len(wanted)
+
+
+def answer_scores(prediction: str, golds: Sequence[str], keywords: Sequence[str] = ()) -> dict[str, float]:
+    """Returns exact_match, cover_exact_match and token_f1 of an answer, and keyword_match where there are keywords.
+
+    prediction: str; golds: sequence of str. Each of the three is the best over the golds; the same name with `_first`
+    behind it is against the first gold alone, as in the CLaRa evaluation.
+    Range: [0.0, 1.0] each.
+    Source: the functions of these names.
+    """
+    scores = {"exact_match": exact_match, "cover_exact_match": cover_exact_match, "token_f1": token_f1}
+    found = {name: score(prediction, golds) for name, score in scores.items()}
+    found |= {f"{name}_first": score(prediction, golds[:1]) for name, score in scores.items()}
+    return found | ({"keyword_match": keyword_match(prediction, keywords)} if keywords else {})
+
+
+def ranking_scores(ranked: Sequence[int], positives: Collection[int], k: int) -> dict[str, float]:
+    """Returns recall_at_1, recall_at_3, recall_at_5, precision_at_k (named by its k) and mrr of one question.
+
+    ranked: sequence of distinct int, best first; positives: collection of int, the relevant ones; k: int ≥ 1.
+    Range: [0.0, 1.0] each.
+    Source: the functions of these names.
+    """
+    recalls = {f"recall_at_{at}": recall_at_k(ranked, positives, at) for at in RECALL_AT}
+    precision = {f"precision_at_{k}": precision_at_k(ranked, positives, k)}
+    return recalls | precision | {"mrr": reciprocal_rank(ranked, positives)}
 
 
 def recall_at_k(ranked: Sequence[int], positives: Collection[int], k: int) -> float:
@@ -121,11 +165,15 @@ def _tokens(text: str) -> list[str]:
 
 
 def _best_over_golds(score: Callable[[list[str], list[str]], float], prediction: str, golds: Collection[str]) -> float:
-    if isinstance(golds, str):
-        # A string is a collection of its letters: it would score without complaint, and wrongly.
-        raise TypeError(f"golds: found the string {golds!r}, wanted a list of answers; write [{golds!r}]")
     predicted = _tokens(prediction)
-    return max((score(predicted, _tokens(gold)) for gold in golds), default=0.0)
+    return max((score(predicted, _tokens(gold)) for gold in _checked_texts("golds", golds)), default=0.0)
+
+
+def _checked_texts(name: str, texts: Collection[str]) -> Collection[str]:
+    if isinstance(texts, str):
+        # A string is a collection of its letters: it would score without complaint, and wrongly.
+        raise TypeError(f"{name}: found the string {texts!r}, wanted a list of answers; write [{texts!r}]")
+    return texts
 
 
 def _same_tokens(predicted: list[str], gold: list[str]) -> float:

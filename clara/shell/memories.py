@@ -37,12 +37,17 @@ def compress_tokens(session: Session, documents: Sequence[Tokens]) -> mx.array:
 
 
 def compress_all(
-    session: Session, documents: Sequence[Tokens], root: Path, notify: Callable[[str], None] = print
+    session: Session,
+    documents: Sequence[Tokens],
+    root: Path,
+    notify: Callable[[str], None] = print,
+    timed: Callable[[Sequence[Tokens], float], None] = lambda batch, seconds: None,
 ) -> Memories:
     """Return the memories of documents, from the compressor's folder under root or computed and put there.
 
     Each document is computed once, in batches that depend on the set of documents alone: an interrupted run goes on
-    where it was and ends with the same bits. notify: is given progress lines.
+    where it was and ends with the same bits. notify: is given progress lines. timed: is given each batch that was
+    computed, and the seconds that took.
     """
     folder = root / compressor_fingerprint(session.base, session.config, session.params, session.fingerprint)
     memories, problems = open_memories(folder)
@@ -56,8 +61,10 @@ def compress_all(
     begun = told = time.perf_counter()
     done = 0
     for batch in batches:
+        started = time.perf_counter()
         memory = compress_tokens(session, batch)
         mx.eval(memory)
+        timed(batch, time.perf_counter() - started)
         write_memories(folder, batch, memory)
         done += len(batch)
         now = time.perf_counter()

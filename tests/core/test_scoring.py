@@ -12,11 +12,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara.core.scoring import (
+    answer_scores,
     cover_exact_match,
     exact_match,
+    keyword_match,
     mean_scores,
     normalize_answer,
     precision_at_k,
+    ranking_scores,
     recall_at_k,
     reciprocal_rank,
     rouge_l,
@@ -480,3 +483,72 @@ def test_mean_scores_lie_between_smallest_and_largest(rows: list[dict[str, float
 @given(st.data(), score_rows)
 def test_mean_scores_do_not_depend_on_row_order(data: st.DataObject, rows: list[dict[str, float]]) -> None:
     assert mean_scores(data.draw(st.permutations(rows))) == mean_scores(rows)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "keywords", "expected"),
+    [
+        ("A mean squared error, in the last layer.", ["Mean Squared Error", "last layer"], 1.0),
+        ("the error squared", ["mean squared error", "error"], 1 / 2),
+        ("documents", ["document"], 0.0),
+        ("39.86 against 37.67", ["39.86", "37.67", "7"], 2 / 3),
+        ("top-k", ["top-k", "top k"], 1 / 2),
+        ("anything", ["the", "!"], 0.0),
+        ("", ["cat"], 0.0),
+    ],
+)
+def test_keyword_match_on_known_cases(prediction: str, keywords: list[str], expected: float) -> None:
+    assert keyword_match(prediction, keywords) == expected
+
+
+def test_keyword_match_refuses_what_has_no_keywords() -> None:
+    with pytest.raises(ValueError, match="keywords: found none"):
+        keyword_match("cat", [])
+    with pytest.raises(TypeError, match=r"keywords: found the string 'cat'.*write \['cat'\]"):
+        keyword_match("cat", "cat")
+
+
+@given(st.data(), texts, st.lists(texts, min_size=1, max_size=4))
+def test_keyword_match_is_bounded_and_does_not_see_the_order(
+    data: st.DataObject, prediction: str, keywords: list[str]
+) -> None:
+    score = keyword_match(prediction, keywords)
+    assert 0.0 <= score <= 1.0
+    assert keyword_match(prediction, data.draw(st.permutations(keywords))) == score
+
+
+@given(texts, st.lists(texts, min_size=1, max_size=4), texts)
+def test_a_longer_prediction_never_matches_fewer_keywords(prediction: str, keywords: list[str], more: str) -> None:
+    assert keyword_match(f"{prediction} {more}", keywords) >= keyword_match(prediction, keywords)
+
+
+@given(texts, gold_lists)
+def test_answer_scores_are_those_of_the_functions(prediction: str, golds: list[str]) -> None:
+    scores = answer_scores(prediction, golds)
+    functions = {"exact_match": exact_match, "cover_exact_match": cover_exact_match, "token_f1": token_f1}
+    assert scores == {name: score(prediction, golds) for name, score in functions.items()} | {
+        f"{name}_first": score(prediction, golds[:1]) for name, score in functions.items()
+    }
+    assert all(scores[f"{name}_first"] <= scores[name] for name in functions)
+
+
+@given(st.lists(texts.filter(normalize_answer), min_size=1, max_size=4))
+def test_an_oracle_scores_1_and_an_empty_answer_0_in_every_metric(golds: list[str]) -> None:
+    keywords = [golds[0]]
+    assert set(answer_scores(golds[0], golds, keywords).values()) == {1.0}
+    assert set(answer_scores("", golds, keywords).values()) == {0.0}
+    assert len(answer_scores("", golds, keywords)) == 7
+    assert rouge_l(golds[0], golds[0]) == 1.0 and rouge_l("", golds[0]) == 0.0
+
+
+@given(rankings())
+def test_ranking_scores_are_those_of_the_functions(case: RankingCase) -> None:
+    ranked, positives, k = case
+    recalls = {f"recall_at_{at}": recall_at_k(ranked, positives, at) for at in (1, 3, 5)}
+    rest = {f"precision_at_{k}": precision_at_k(ranked, positives, k), "mrr": reciprocal_rank(ranked, positives)}
+    assert ranking_scores(ranked, positives, k) == recalls | rest
+
+
+def test_an_oracle_ranking_scores_1_and_one_without_positives_0() -> None:
+    assert set(ranking_scores([4, 1, 2], {4}, 1).values()) == {1.0}
+    assert set(ranking_scores([1, 2], {4}, 1).values()) == {0.0}

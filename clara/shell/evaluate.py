@@ -1,0 +1,198 @@
+"""Measures a checkpoint: all systems side by side on the same questions, with intervals and paired tests.
+
+Run `python -m clara.shell.evaluate --checkpoint RUN --data FILE`. The data are records of this project, the original's
+evaluation files, HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD or NQ-open as they are distributed. --paper paper.pdf asks
+the built-in questions on the CLaRa paper instead, about passages of the PDF. Predictions are kept as they are made: the
+same command goes on where it stopped, and with further --systems adds these.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import get_args
+
+import mlx.core as mx
+import msgspec
+
+from clara.io.errors import ClaraError
+from clara.io.files import locked, write_atomic
+from clara.io.formats import Question
+from clara.io.predictions import (
+    SUMMARY,
+    Prediction,
+    append_predictions,
+    predictions_path,
+    read_predictions,
+    write_predictions,
+    write_scores,
+)
+from clara.shell.arguments import flag, flag_form
+from clara.shell.documents import compress_documents
+from clara.shell.evaluation import EvaluateOptions, Plan, heading, plan_of, write_config
+from clara.shell.interrupt import interruptible
+from clara.shell.memories import EVERY
+from clara.shell.options import leaves
+from clara.shell.progress import clock
+from clara.shell.summary import scores_of, tables
+from clara.shell.systems import SYSTEMS, Bench, answered, read_by, serves
+
+COMMAND = "python -m clara.shell.evaluate"
+
+PEAKS = "peaks.json"
+"""The most memory that the device held for each system, over all runs into the folder."""
+
+TIMES = "compress.jsonl"
+"""What compressing documents took."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit status: 0 done, 130 interrupted, 1 a message to the user."""
+    try:
+        return evaluate(plan_of(read_arguments(argv)))
+    except ClaraError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped at once; what was computed before is kept: run the same command again", file=sys.stderr)
+        return 130
+
+
+def read_arguments(argv: Sequence[str] | None) -> EvaluateOptions:
+    """Return the options of the arguments. Raises ClaraError for values that are out of bounds."""
+    parser = argparse.ArgumentParser(
+        prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    defaults = {field.name: field.default for field in msgspec.structs.fields(EvaluateOptions)}
+    for (name,), hint in leaves(EvaluateOptions):
+        kind, about = get_args(hint)[:2]
+        shown = defaults[name] not in ("", 0, False, msgspec.NODEFAULT) or name == "seed"
+        text = about.description + (f" [{defaults[name]}]" if shown else "")
+        required = defaults[name] is msgspec.NODEFAULT
+        parser.add_argument(flag(name), default=argparse.SUPPRESS, required=required, help=text, **flag_form(kind))
+    try:
+        return msgspec.convert(vars(parser.parse_args(argv)), EvaluateOptions, strict=False)
+    except msgspec.ValidationError as error:
+        raise ClaraError(f"options: {error}") from error
+
+
+def evaluate(plan: Plan) -> int:
+    """Ask every system, keep what they answer, and print and write what that is worth; return the exit status."""
+    print("\n".join(heading(plan.config)), flush=True)
+    with locked(plan.out, "evaluating"):
+        write_config(plan)
+        bench = compressed(plan)
+        with interruptible("batch") as interrupted:
+            for name in plan.systems:
+                if not run_system(plan, bench, name, interrupted):
+                    print(f"interrupted; the same command goes on in {plan.out}")
+                    return 130
+        finish(plan)
+    return 0
+
+
+def compressed(plan: Plan) -> Bench:
+    """Return the bench with every document compressed that some system reads as memory."""
+    texts = [
+        text
+        for name in plan.systems
+        for text in read_by(
+            plan.bench, name, [each for each in plan.questions if serves(name, each, plan.bench.corpus)]
+        )
+    ]
+    if not texts:
+        return plan.bench
+    root = Path(plan.options.memories or plan.out / "memories").expanduser()
+    return plan.bench._replace(compressed=compress_documents(plan.bench.session, texts, root, plan.out / TIMES))
+
+
+def run_system(plan: Plan, bench: Bench, name: str, interrupted: Callable[[], bool]) -> bool:
+    """Have a system answer the questions that it has not answered yet; return whether it has answered all.
+
+    Batches do not depend on where an earlier run stopped: one of which a part is missing is answered anew. While a
+    system runs its predictions stand in the order of batches, then in that of the questions.
+    """
+    questions = [each for each in plan.questions if serves(name, each, bench.corpus)]
+    path = predictions_path(plan.out, name)
+    found = {each.id: each for each in read_predictions(path)}
+    batches = batches_of(name, questions, plan.options.batch_size)
+    rest = [batch for batch in batches if any(each.id not in found for each in batch)]
+    if rest:
+        dropped = {each.id for batch in rest for each in batch}
+        found = {id_: each for id_, each in found.items() if id_ not in dropped}
+        write_predictions(path, list(found.values()))
+        mx.reset_peak_memory()
+    begun = told = time.perf_counter()
+    done = before = len(found)
+    for batch in rest:
+        made = answered(bench, name, batch)
+        append_predictions(path, made)
+        found |= {each.id: each for each in made}
+        done, now = done + len(batch), time.perf_counter()
+        if now - told > EVERY or done == len(questions):
+            told, speed = now, (done - before) / (now - begun)
+            left = clock((len(questions) - done) / speed)
+            print(f"{name:<17} {done:,}/{len(questions):,}, {speed:.2f} questions/s, {left} left", flush=True)
+        if interrupted():
+            keep_peak(plan.out, name)
+            return False
+    if rest:
+        keep_peak(plan.out, name)
+    write_predictions(path, [found[each.id] for each in questions])
+    return True
+
+
+def batches_of(name: str, questions: Sequence[Question], size: int) -> list[list[Question]]:
+    """Return the questions in batches of one task and of similar prompts, the shortest first."""
+
+    def length(question: Question) -> tuple[int, int]:
+        documents = question.known if SYSTEMS[name].reads == "known" else ()
+        if SYSTEMS[name].tuned:
+            return len(documents), len(question.text)
+        return 0, sum(map(len, documents)) + len(question.text)
+
+    batches = []
+    for task in ("qa", "paraphrase"):
+        order = sorted((each for each in questions if each.task == task), key=length)
+        batches += [order[i : i + size] for i in range(0, len(order), size)]
+    return batches
+
+
+def keep_peak(folder: Path, name: str) -> None:
+    """Keep the most memory that the device held since it was last reset, where that is more than is kept already."""
+    peaks = read_peaks(folder)
+    peaks[name] = max(peaks.get(name, 0), mx.get_peak_memory())
+    write_atomic(folder / PEAKS, msgspec.json.encode(peaks))
+
+
+def read_peaks(folder: Path) -> dict[str, int]:
+    """Return the peaks that a folder keeps. Raises ClaraError where the file is damaged."""
+    try:
+        return msgspec.json.decode((folder / PEAKS).read_bytes(), type=dict[str, int])
+    except FileNotFoundError:
+        return {}
+    except msgspec.DecodeError as error:
+        raise ClaraError(f"{folder / PEAKS}: damaged ({error}); remove it") from error
+
+
+def finish(plan: Plan) -> None:
+    """Score all systems of the folder that have answered every question; print the tables, and write them."""
+    predictions: dict[str, list[Prediction]] = {}
+    for name in plan.config["systems"]:
+        answers = read_predictions(predictions_path(plan.out, name))
+        if len(answers) == sum(serves(name, each, plan.bench.corpus) for each in plan.questions):
+            predictions[name] = answers
+    scores = scores_of(predictions, read_peaks(plan.out), plan.options.seed)
+    title = f"# Evaluation on {Path(plan.config['data']).name}"
+    facts = "\n".join(f"- {fact}" for fact in heading(plan.config))
+    found = tables(scores)
+    write_scores(plan.out, scores)
+    write_atomic(plan.out / SUMMARY, f"{title}\n\n{facts}\n\n{found}\n".encode())
+    print(f"\n{found}\n\nwritten: {plan.out}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
