@@ -195,7 +195,7 @@ def test_the_exceptions_from_that_are_still_exceptions(name: str) -> None:
 @pytest.mark.parametrize(
     ("package", "folder", "names"),
     [
-        ("clara.io", "data", {"sample_train.jsonl", "sample_heldout.jsonl"}),
+        ("clara.io", "data", {"sample_train.jsonl", "sample_heldout.jsonl", "paper_questions.jsonl"}),
         ("clara.shell", "recipes", {"sample.toml", "paper.toml"}),
     ],
 )

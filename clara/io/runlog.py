@@ -1,8 +1,8 @@
-"""A run's metrics as JSON Lines, one event a line, and its loss curve as a picture that any browser shows."""
+"""A run's metrics as JSON Lines, one event a line."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ import msgspec
 from clara.io.errors import ClaraError
 from clara.io.files import write_atomic
 
-WIDTH, HEIGHT, MARGIN = 720, 360, 48
+METRICS = "metrics.jsonl"
+"""Name of the file in a run's folder."""
 
 
 def append_event(path: Path, event: Mapping[str, Any]) -> None:
@@ -38,34 +39,3 @@ def drop_events_from(path: Path, step: int) -> None:
     """Remove events of steps after `step`: a run resumed from there will write them again."""
     kept = [event for event in read_events(path) if event.get("step", 0) <= step]
     write_atomic(path, b"".join(msgspec.json.encode(event) + b"\n" for event in kept))
-
-
-def write_curve(path: Path, curves: Mapping[str, Sequence[tuple[int, float]]], title: str) -> None:
-    """Write curves of (step, value) as an SVG picture, readable on light and dark grounds."""
-    points = [point for curve in curves.values() for point in curve]
-    if not points:
-        return
-    top = max(value for _, value in points) * 1.05 or 1.0
-    last = max(max(step for step, _ in points), 1)
-
-    def at(step: float, value: float) -> str:
-        x = MARGIN + (WIDTH - 2 * MARGIN) * step / last
-        return f"{x:.1f},{HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * value / top:.1f}"
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
-        'font-size="12" fill="#777">',
-        f'<text x="{MARGIN}" y="20" font-size="14">{title}</text>',
-        f'<path d="M{at(0, top)} L{at(0, 0)} L{at(last, 0)}" fill="none" stroke="#777"/>',
-    ]
-    for i in range(5):
-        x, y = at(last * i / 4, 0).split(",")
-        parts.append(f'<text x="{x}" y="{HEIGHT - MARGIN + 18}" text-anchor="middle">{round(last * i / 4)}</text>')
-        x, y = at(0, top * i / 4).split(",")
-        parts.append(f'<text x="{MARGIN - 6}" y="{y}" text-anchor="end" dy="4">{top * i / 4:.2f}</text>')
-    colours = ("#3b7dd8", "#d8703b", "#3bab5f", "#a05fd0")
-    for i, (name, curve) in enumerate(curves.items()):
-        colour, line = colours[i % len(colours)], " ".join(at(*point) for point in curve)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.8"/>')
-        parts.append(f'<text x="{WIDTH - MARGIN}" y="{36 + 16 * i}" text-anchor="end" fill="{colour}">{name}</text>')
-    write_atomic(path, "\n".join([*parts, "</svg>", ""]).encode())

@@ -10,15 +10,15 @@ from clara.core.types import TrainState
 from clara.io.dataset import evaluation_batches
 from clara.io.records import Record
 from clara.io.retention import Best, checkpoints, mark_best, read_best, step_of
-from clara.io.runlog import append_event, read_events, write_curve
-from clara.shell.answer import answer
+from clara.io.runlog import METRICS, append_event, read_events
+from clara.io.svg import write_svg
+from clara.shell.answer import answer_chosen
+from clara.shell.curves import loss_figure, rank_figure
 from clara.shell.job import Job, current, save
 from clara.shell.loop import Step, evaluate, score_answers
-from clara.shell.progress import heldout_line, is_rank, step_line
+from clara.shell.progress import heldout_line, step_line
 from clara.shell.reporters import Reporter
 from clara.shell.setup import Session
-
-METRICS = "metrics.jsonl"
 
 LOWER_IS_BETTER = ("loss", "next_token", "alignment", "contrastive", "other_memory")
 
@@ -79,26 +79,14 @@ def keep_best(job: Job, state: TrainState, means: Mapping[str, float]) -> None:
 def draw(job: Job) -> None:
     """Write the curves of the run's metrics: losses, and how the candidates rank."""
     events = read_events(job.folder / METRICS)
-    steps = [event for event in events if event["event"] == "step"]
-    heldout = [event for event in events if event["event"] == "heldout"]
-
-    def curve(rows: list[dict[str, float]], name: str) -> list[tuple[int, float]]:
-        return [(int(row["step"]), row[name]) for row in rows if name in row]
-
-    main = "next_token" if any("next_token" in event for event in heldout) else "loss"
-    losses = {
-        "training": curve(steps, "loss"),
-        "held-out": curve(heldout, main),
-        "held-out, other memory": curve(heldout, "other_memory"),
-    }
-    ranks = {name: curve(heldout, name) for name in dict.fromkeys(n for e in heldout for n in e) if is_rank(name)}
-    write_curve(job.folder / "loss.svg", {k: v for k, v in losses.items() if v}, "loss (nats per answer token)")
-    write_curve(job.folder / "recall.svg", ranks, "ranking of held-out candidates")
+    for name, figure in (("loss", loss_figure(events)), ("recall", rank_figure(events))):
+        if figure.series:
+            write_svg(job.folder / f"{name}.svg", figure, 720, 360)
 
 
 def reply(session: Session, record: Record, question: int = 0) -> str:
     """Return the answer to one of a record's questions."""
-    return "".join(answer(session, record.docs, record.questions[question])).strip()
+    return "".join(answer_chosen(session, record.docs, record.questions[question])).strip()
 
 
 def show(job: Job, state: TrainState) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import mlx.core as mx
 from mlx.utils import tree_reduce
@@ -68,8 +68,8 @@ def is_rank(name: str) -> bool:
     return name == "mrr" or name.startswith(("recall_at_", "precision_at_"))
 
 
-def rank_labels(means: Mapping[str, float]) -> list[tuple[str, str]]:
-    """Return (metric, how it is called) of every ranking metric: recall_at_1 is recall@1."""
+def rank_labels(means: Iterable[str]) -> list[tuple[str, str]]:
+    """Return (metric, how it is called) of every ranking metric among those named: recall_at_1 is recall@1."""
     names = [name for name in means if is_rank(name)]
     return [(name, "MRR" if name == "mrr" else name.replace("_at_", "@")) for name in names]
 

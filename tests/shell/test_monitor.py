@@ -15,11 +15,12 @@ from folders import tiny_folder, tiny_options, write_choices, write_records
 from clara.core.types import TrainState
 from clara.io.records import Record
 from clara.io.retention import Best, checkpoints, mark_best, read_best, step_of
-from clara.io.runlog import append_event, read_events
+from clara.io.runlog import METRICS, append_event, read_events
 from clara.shell.answer import answer
 from clara.shell.job import Job, prepare
 from clara.shell.loop import Step
-from clara.shell.monitor import METRICS, draw, is_rank, keep_best, measure, record_step, reply, show
+from clara.shell.monitor import draw, keep_best, measure, record_step, reply, show
+from clara.shell.progress import is_rank
 
 
 @pytest.fixture(scope="module", autouse=True)
