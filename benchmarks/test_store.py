@@ -10,9 +10,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from clara.io.passages import Passage
-from clara.io.search import search_memory, search_text
-from clara.io.store import Store, StoreInfo, add_passages, count, opened_store, used_bytes
+from clara.io.corpus.passages import Passage
+from clara.io.memory_store.search import search_memory, search_text
+from clara.io.memory_store.store import Store, StoreInfo, add_passages, count, opened_store, used_bytes
 
 SHAPES = {"tiny": (8, 64, 1000), "smollm2": (16, 576, 10_000)}
 """Of each size of base: memory tokens of a passage, hidden size, and passages in the store."""

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from clara.io.predictions import Prediction, predictions_path, write_predictions, write_scores
-from clara.shell.summary import scores_of
+from clara.io.evaluation.predictions import Prediction, predictions_path, write_predictions, write_scores
+from clara.shell.evaluation.summary import scores_of
 
 NASTY = '<script>alert("x")</script> & <b>bold</b> | *stars* _under_ `code` [link](https://example.org/a?b=1&c=2) \x00'
 """An answer that would do harm where it is not escaped."""

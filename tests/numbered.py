@@ -8,8 +8,8 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from clara.io.passages import Passage, content_hash
-from clara.io.store import Store, StoreInfo
+from clara.io.corpus.passages import Passage, content_hash
+from clara.io.memory_store.store import Store, StoreInfo
 
 TOKENS, HIDDEN = 2, 32
 ROWS = 5

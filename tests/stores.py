@@ -8,7 +8,7 @@ from typing import Any
 from folders import tiny_folder
 from runs import tiny_run
 
-from clara.io.passages import Passage, content_hash, encode_record, passage_record
+from clara.io.corpus.passages import Passage, content_hash, encode_record, passage_record
 from clara.shell import compress
 
 COLOURS = ("red", "blue", "green", "amber", "white")

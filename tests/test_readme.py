@@ -31,6 +31,11 @@ def test_the_loop_in_the_readme_trains(tmp_path: Path) -> None:
 @pytest.mark.parametrize("floor", ["core", "io", "shell"])
 def test_the_tree_in_the_readme_names_every_source_file_in_its_place(floor: str) -> None:
     (part,) = re.findall(rf"^ +{floor}/ +\S.*\n((?:^ {{8,}}\S.*\n)+)", README, re.MULTILINE)
-    named = re.findall(r"(?:^|,) *(\w+\.py)", part, re.MULTILINE)
-    present = {path.name for path in (ROOT / "clara" / floor).glob("*.py")} - {"__init__.py"}
+    named, folder = [], ""
+    for line in part.splitlines():
+        if entry := re.match(r" {8}(\w+/)?", line):
+            folder = entry[1] or ("" if line[8] != " " else folder)
+        named += [folder + name for name in re.findall(r"(?:^|,) *(\w+\.py)", line)]
+    house = ROOT / "clara" / floor
+    present = {path.relative_to(house).as_posix() for path in house.rglob("*.py") if path.name != "__init__.py"}
     assert (sorted(present - set(named)), sorted(set(named) - present)) == ([], [])

@@ -19,7 +19,7 @@ import msgspec
 
 from clara.core.generate import bind_generator
 from clara.io.errors import ClaraError
-from clara.io.store import Store, count, opened_store, require_compressor
+from clara.io.memory_store.store import Store, count, opened_store, require_compressor
 from clara.shell.answer import MAX_TOKENS, has_reasoner, memory_prompt, text_prompt
 from clara.shell.asked import Answer, Source, answered, source_of, write_answers
 from clara.shell.decode import Reply, stream

@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
+from clara.io.corpus.passages import Passage
 from clara.io.errors import ClaraError
 from clara.io.files import write_atomic
-from clara.io.passages import Passage
-from clara.io.store import Store
+from clara.io.memory_store.store import Store
 from clara.shell.answer import Asked, answer_batch, answer_texts_batch
 from clara.shell.decode import Reply
 from clara.shell.retrieve import Search, retrieve

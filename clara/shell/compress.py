@@ -18,23 +18,22 @@ from typing import NamedTuple
 
 from clara.core.collate import frame_document
 from clara.io.checkpoint import Checkpoint
-from clara.io.compaction import compact
+from clara.io.corpus.passages import Passage, read_passages
 from clara.io.errors import ClaraError
-from clara.io.passages import Passage, read_passages
-from clara.io.retention import checkpoints
-from clara.io.store import (
+from clara.io.memory_store.removal import compact, delete_passages
+from clara.io.memory_store.store import (
     CHECKPOINT,
     Store,
     StoreInfo,
     add_passages,
     count,
-    delete_passages,
     missing,
     opened_store,
     require_compressor,
     sources,
     used_bytes,
 )
+from clara.io.retention import checkpoints
 from clara.io.tokens import encode_batch
 from clara.shell.interrupt import interruptible
 from clara.shell.memories import BATCH, EVERY, compress_tokens

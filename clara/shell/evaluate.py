@@ -19,9 +19,8 @@ import mlx.core as mx
 import msgspec
 
 from clara.io.errors import ClaraError
-from clara.io.files import locked, write_atomic
-from clara.io.formats import Question
-from clara.io.predictions import (
+from clara.io.evaluation.formats import Question
+from clara.io.evaluation.predictions import (
     SUMMARY,
     Prediction,
     append_predictions,
@@ -30,15 +29,16 @@ from clara.io.predictions import (
     write_predictions,
     write_scores,
 )
+from clara.io.files import locked, write_atomic
 from clara.shell.arguments import flag, flag_form
-from clara.shell.documents import compress_documents
-from clara.shell.evaluation import EvaluateOptions, Plan, heading, plan_of, write_config
+from clara.shell.evaluation.documents import compress_documents
+from clara.shell.evaluation.plan import EvaluateOptions, Plan, heading, plan_of, write_config
+from clara.shell.evaluation.summary import scores_of, tables
+from clara.shell.evaluation.systems import SYSTEMS, Bench, answered, read_by, serves
 from clara.shell.interrupt import interruptible
 from clara.shell.memories import EVERY
 from clara.shell.options import leaves
 from clara.shell.progress import clock
-from clara.shell.summary import scores_of, tables
-from clara.shell.systems import SYSTEMS, Bench, answered, read_by, serves
 
 COMMAND = "python -m clara.shell.evaluate"
 

@@ -9,15 +9,15 @@ import mlx.core as mx
 from clara.core.types import TrainState
 from clara.io.dataset import evaluation_batches
 from clara.io.records import Record
+from clara.io.report.svg import write_svg
 from clara.io.retention import Best, checkpoints, mark_best, read_best, step_of
 from clara.io.runlog import METRICS, append_event, read_events
-from clara.io.svg import write_svg
 from clara.shell.answer import answer_chosen
-from clara.shell.curves import loss_figure, rank_figure
 from clara.shell.job import Job, current, save
 from clara.shell.loop import Step, evaluate, score_answers
 from clara.shell.progress import heldout_line, step_line
 from clara.shell.reporters import Reporter
+from clara.shell.reporting.curves import loss_figure, rank_figure
 from clara.shell.setup import Session
 
 LOWER_IS_BETTER = ("loss", "next_token", "alignment", "contrastive", "other_memory")

@@ -22,18 +22,18 @@ from tqdm import tqdm  # type: ignore[import-untyped]
 
 from clara.io.base import load_base, load_base_tokenizer
 from clara.io.checkpoint import newest_checkpoint, unflatten
+from clara.io.corpus.passages import Passage, PassageRecord, content_hash, encode_record
+from clara.io.corpus.rawtext import Limits
+from clara.io.corpus.sources import find_files
 from clara.io.errors import ClaraError
 from clara.io.files import staged_file
-from clara.io.passages import Passage, PassageRecord, content_hash, encode_record
-from clara.io.rawtext import Limits
 from clara.io.records import Record, check_stage, iterate_records
-from clara.io.sources import find_files
 from clara.io.tokens import Tokenizer
 from clara.shell.arguments import flag, flag_form, new_layers, resolve
-from clara.shell.candidates import with_hard_candidates
-from clara.shell.corpus import Tally, corpus_records
 from clara.shell.options import leaves, to_options
-from clara.shell.questions import QuestionConfig, model_ask, question_fields, work_off
+from clara.shell.preparing.candidates import with_hard_candidates
+from clara.shell.preparing.corpus import Tally, corpus_records
+from clara.shell.preparing.questions import QuestionConfig, model_ask, question_fields, work_off
 from clara.shell.setup import prepare_device
 
 JOURNAL = ".questions"

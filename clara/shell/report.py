@@ -12,17 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from clara.io.document import Report, pictures
 from clara.io.errors import ClaraError
-from clara.io.evaluations import Evaluation, Run, read_folder
+from clara.io.evaluation.evaluations import Evaluation, Run, read_folder
 from clara.io.files import reason, write_atomic
-from clara.io.markdown import markdown
-from clara.io.page import page
-from clara.io.png import can_draw, write_png
-from clara.io.svg import write_svg
-from clara.shell.chapters import report_of
-from clara.shell.maps import map_sections
-from clara.shell.states import can_embed
+from clara.io.report.document import Report, pictures
+from clara.io.report.markdown import markdown
+from clara.io.report.page import page
+from clara.io.report.png import can_draw, write_png
+from clara.io.report.svg import write_svg
+from clara.shell.reporting.chapters import report_of
+from clara.shell.reporting.maps import map_sections
+from clara.shell.reporting.states import can_embed
 
 EXTRA = 'pip install "clara-mlx[report]"'
 

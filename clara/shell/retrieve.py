@@ -8,9 +8,9 @@ from typing import Any, Literal, NamedTuple
 import mlx.core as mx
 
 from clara.core.select import relevance_scores
-from clara.io.passages import Passage
-from clara.io.search import memories_of, passages_of, search_memory, search_text
-from clara.io.store import Store
+from clara.io.corpus.passages import Passage
+from clara.io.memory_store.search import memories_of, passages_of, search_memory, search_text
+from clara.io.memory_store.store import Store
 from clara.shell.answer import compress_questions, has_reasoner
 from clara.shell.setup import Session
 

@@ -9,7 +9,7 @@ import msgspec
 from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint, save_checkpoint
 from clara.io.errors import ClaraError
 from clara.io.memories import compressor_fingerprint
-from clara.io.store import CHECKPOINT, DATABASE, Store, StoreInfo
+from clara.io.memory_store.store import CHECKPOINT, DATABASE, Store, StoreInfo
 from clara.shell.options import to_options
 from clara.shell.setup import Session, open_session, prepare_device
 

@@ -15,7 +15,7 @@ import pytest
 from runs import tiny_run
 from stores import lamp, tiny_store
 
-from clara.io.store import opened_store
+from clara.io.memory_store.store import opened_store
 from clara.shell import ask, compress
 from clara.shell.answer import answer_from, text_prompt
 from clara.shell.decode import stream

@@ -19,9 +19,9 @@ from folders import tiny_folder, write_records
 from runs import tiny_run
 
 from clara.core.collate import Tokens
-from clara.io.passages import Passage, content_hash, encode_record, passage_record
-from clara.io.search import memories_of, passages_of, search_memory, search_text
-from clara.io.store import Store, count, opened_store, sources
+from clara.io.corpus.passages import Passage, content_hash, encode_record, passage_record
+from clara.io.memory_store.search import memories_of, passages_of, search_memory, search_text
+from clara.io.memory_store.store import Store, count, opened_store, sources
 from clara.shell import compress
 from clara.shell.answer import compress_texts
 from clara.shell.setup import Session

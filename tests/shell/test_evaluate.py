@@ -15,11 +15,11 @@ from folders import tiny_folder, write_choices, write_records
 from pdfs import column, write_pdf
 from runs import tiny_run
 
-from clara.io.formats import Question
-from clara.io.predictions import Prediction, read_predictions, read_scores
+from clara.io.evaluation.formats import Question
+from clara.io.evaluation.predictions import Prediction, read_predictions, read_scores
 from clara.shell import evaluate
 from clara.shell.evaluate import batches_of, read_arguments, read_peaks
-from clara.shell.systems import SYSTEMS, answered
+from clara.shell.evaluation.systems import SYSTEMS, answered
 
 METHOD = (
     "CLaRa stands for Continuous Latent Reasoning. A document enters the compressor and comes out as a few memory",

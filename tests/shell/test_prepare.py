@@ -11,12 +11,12 @@ import pytest
 from folders import tiny_folder, tiny_tokenizer
 from pdfs import column, write_pdf
 
+from clara.io.corpus.passages import read_passages
 from clara.io.errors import ClaraError
-from clara.io.passages import read_passages
 from clara.io.records import check_stage, read_records
 from clara.io.tokens import encode
 from clara.shell import prepare, train
-from clara.shell.questions import Reply, Request
+from clara.shell.preparing.questions import Reply, Request
 
 Run = Callable[..., tuple[int, str, str]]
 PROSE = [f"Lamp {i} stands in town {i} and burns red all night long, as lamps of its kind do." for i in range(12)]

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from stores import lamp, tiny_store
 
-from clara.io.search import memories_of, search_memory, search_text
-from clara.io.store import Store, opened_store
+from clara.io.memory_store.search import memories_of, search_memory, search_text
+from clara.io.memory_store.store import Store, opened_store
 from clara.shell.answer import compress_questions, compress_texts
 from clara.shell.retrieve import Found, Search, default_search, retrieve
 from clara.shell.setup import Session

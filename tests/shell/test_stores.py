@@ -14,8 +14,8 @@ from tiny import assert_same
 
 from clara.io.checkpoint import OPTIMIZER, PARAMS, newest_checkpoint
 from clara.io.errors import ClaraError
+from clara.io.memory_store.store import CHECKPOINT, Store, opened_store, require_compressor
 from clara.io.retention import checkpoints
-from clara.io.store import CHECKPOINT, Store, opened_store, require_compressor
 from clara.shell.stores import (
     checkpoint_for,
     info_of,

@@ -1,0 +1,1 @@
+"""Documents of many kinds to passages, and corpora of them on disk."""

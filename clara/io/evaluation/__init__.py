@@ -1,0 +1,1 @@
+"""Questions of evaluations, and what evaluations leave."""

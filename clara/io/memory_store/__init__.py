@@ -1,0 +1,1 @@
+"""A store of compressed passages: SQLite and safetensors shards."""

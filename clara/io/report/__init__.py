@@ -1,0 +1,1 @@
+"""A report as data, written as HTML, Markdown and figures."""

@@ -1,0 +1,1 @@
+"""What the evaluate command measures, and how."""

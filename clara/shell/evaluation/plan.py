@@ -1,0 +1,239 @@
+"""An evaluation, read and checked, ready to go: what is asked of which systems, and whether a folder is of its kind."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import mlx.core as mx
+import msgspec
+import numpy as np
+from msgspec import Meta, Struct
+
+from clara.core.lexical import build_index
+from clara.io.base import load_base_tokenizer
+from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint, versions
+from clara.io.corpus.cutting import cut
+from clara.io.corpus.passages import read_passages
+from clara.io.corpus.pdf import read_pdf
+from clara.io.errors import ClaraError
+from clara.io.evaluation.evaluations import read_config
+from clara.io.evaluation.formats import FORMATS, Question
+from clara.io.evaluation.predictions import CONFIG
+from clara.io.evaluation.questions import PAPER, QuestionSet, read_questions
+from clara.io.files import write_atomic
+from clara.shell.answer import MAX_TOKENS, memory_prompt
+from clara.shell.evaluation.systems import SYSTEMS, Bench, other_documents, serves
+from clara.shell.options import Options, to_options
+from clara.shell.retrieve import default_search
+from clara.shell.setup import data_fingerprint
+from clara.shell.stores import session_of
+
+FREE = ("checkpoint", "model", "data", "corpus", "systems")
+"""Fields of a configuration that may differ where an evaluation goes on: names of what has a fingerprint, and systems,
+which are apart from one another."""
+
+
+class EvaluateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that an evaluation depends on."""
+
+    checkpoint: Annotated[str, Meta(description="Run or checkpoint that is measured.")]
+    data: Annotated[str, Meta(description="Questions: a file, or the built-in sample-heldout.")] = ""
+    paper: Annotated[str, Meta(description="PDF of the CLaRa paper: ask the built-in questions about it.")] = ""
+    systems: Annotated[
+        str, Meta(description=f"Systems, with commas between: {', '.join(SYSTEMS)}; all that the data can serve.")
+    ] = "all"
+    out: Annotated[str, Meta(description="Folder of the evaluation; empty for one in the run's folder.")] = ""
+    limit: Annotated[int, Meta(ge=0, description="Questions, drawn by the seed; 0 for all.")] = 0
+    top_k: Annotated[int, Meta(ge=0, description="Documents that a system chooses; 0 for as many as in training.")] = 0
+    corpus: Annotated[
+        str, Meta(description="JSON Lines of passages that systems search in; empty for all documents of the data.")
+    ] = ""
+    format: Annotated[str, Meta(description=f"Format of the data: {', '.join(FORMATS)}; auto looks at it.")] = "auto"
+    paraphrases: Annotated[bool, Meta(description="Also ask for the paraphrases that records have.")] = False
+    batch_size: Annotated[int, Meta(ge=1, description="Questions that are answered together.")] = 8
+    max_tokens: Annotated[int, Meta(ge=1, description="Longest answer, in tokens.")] = MAX_TOKENS
+    seed: Annotated[int, Meta(ge=0, description="Of what is drawn: limit, other documents, intervals, tests.")] = 0
+    model: Annotated[str, Meta(description="The base, where it is not the one that the checkpoint names.")] = ""
+    memories: Annotated[
+        str, Meta(description="Folder of the documents' memories, which runs may share; empty: in the evaluation's.")
+    ] = ""
+
+
+class Plan(NamedTuple):
+    """An evaluation that nothing stands against."""
+
+    options: EvaluateOptions
+    bench: Bench
+    questions: list[Question]
+    systems: list[str]
+    """Those that are asked now."""
+    out: Path
+    config: dict[str, Any]
+    """All that its numbers depend on, as its folder keeps it."""
+
+
+def plan_of(options: EvaluateOptions) -> Plan:
+    """Return an evaluation, ready to go. Raises ClaraError for whatever would stop it, before anything is computed."""
+    if bool(options.data) == bool(options.paper):
+        raise ClaraError("wanted either --data FILE or --paper PDF")
+    checkpoint, problems = newest_checkpoint(Path(options.checkpoint).expanduser())
+    for problem in problems:
+        print(f"skipped a damaged checkpoint: {problem}")
+    trained = to_options(checkpoint.config, str(checkpoint.path))
+    found = read_questions(options.data or PAPER, options.format, options.paraphrases)
+    corpus = corpus_of(options, found, trained)
+    questions = drawn(found.questions, options.limit, options.seed)
+    systems = systems_of(options.systems, questions, corpus)
+    others = {}
+    if "memory_shuffled" in systems:
+        others = other_documents([each for each in questions if each.documents], options.seed)
+    session = session_of(checkpoint, options.model)
+    words = build_index(corpus) if any(SYSTEMS[name].reads in ("tfidf", "bm25") for name in systems) else None
+    top_k = options.top_k or default_search(session).top_k
+    bench = Bench(session, corpus, words, others, top_k, options.max_tokens)
+    require_room(bench, questions, systems)
+    out = Path(options.out or default_folder(checkpoint, options.data or options.paper)).expanduser()
+    plan = Plan(options, bench, questions, systems, out, config_of(options, bench, found, questions, checkpoint))
+    return plan._replace(config=require_same(plan))
+
+
+def corpus_of(options: EvaluateOptions, found: QuestionSet, trained: Options) -> list[str]:
+    """Return the distinct passages that systems search in."""
+    if options.paper:
+        document, notes = read_pdf(Path(options.paper).expanduser())
+        for note in notes:
+            print(f"paper     {note}")
+        tokenizer = load_base_tokenizer(options.model or trained.model)
+        passages = [each.text for each in cut(document, tokenizer, trained.memory.doc_max_tokens)]
+        return list(dict.fromkeys(passages))
+    if options.corpus:
+        return [passage.text for passage in read_passages(options.corpus)]
+    return list(dict.fromkeys(text for question in found.questions for text in question.documents))
+
+
+def drawn(questions: Sequence[Question], limit: int, seed: int) -> list[Question]:
+    """Return so many questions, drawn by the seed, in their order; all of them for 0."""
+    if not limit or limit >= len(questions):
+        return list(questions)
+    return [questions[i] for i in np.sort(np.random.default_rng([seed, 6]).permutation(len(questions))[:limit])]
+
+
+def systems_of(names: str, questions: Sequence[Question], corpus: Sequence[str]) -> list[str]:
+    """Return the systems that are named, or all that can be asked. Raises ClaraError for one that cannot."""
+    served = [name for name in SYSTEMS if any(serves(name, question, corpus) for question in questions)]
+    if names == "all":
+        return served if len({each.known for each in questions}) > 1 else [n for n in served if n != "memory_shuffled"]
+    wanted = list(dict.fromkeys(name.strip() for name in names.split(",")))
+    if unknown := [name for name in wanted if name not in SYSTEMS]:
+        raise ClaraError(f"--systems {', '.join(unknown)}: not one of {', '.join(SYSTEMS)}")
+    if lacking := [name for name in wanted if name not in served]:
+        raise ClaraError(
+            f"--systems {', '.join(lacking)}: the questions have no documents to read"
+            + ("" if corpus else ", and there is no --corpus")
+            + f"; of use here are {', '.join(served)}"
+        )
+    return wanted
+
+
+def require_room(bench: Bench, questions: Sequence[Question], systems: Sequence[str]) -> None:
+    """Raise ClaraError where the base's context does not hold the memories of a question."""
+    counts = {
+        "known": max(len(each.known) for each in questions),
+        "other": max(map(len, bench.others.values()), default=0),
+        "nothing": 0,
+    }
+    for name in systems:
+        count = counts.get(SYSTEMS[name].reads, bench.top_k)
+        try:
+            if SYSTEMS[name].tuned:
+                memory_prompt(bench.session, count, questions[0].text, bench.max_tokens)
+        except ClaraError as error:
+            raise ClaraError(f"system {name} reads {count} documents: {error}") from error
+
+
+def default_folder(checkpoint: Checkpoint, source: str) -> Path:
+    """Return where the evaluation of a checkpoint on a file is kept: evaluations/FILE-STEP in the folder of its run."""
+    inside = checkpoint.path.parent
+    run = inside.parent if inside.name == "checkpoints" else inside
+    return run / "evaluations" / f"{Path(source).stem}-step-{checkpoint.manifest.step:06}"
+
+
+def config_of(
+    options: EvaluateOptions,
+    bench: Bench,
+    found: QuestionSet,
+    questions: Sequence[Question],
+    checkpoint: Checkpoint,
+) -> dict[str, Any]:
+    """Return all that an evaluation's numbers depend on, and what it was made of, as plain data."""
+    memory, manifest = bench.session.config.memory, checkpoint.manifest
+    settings = ("limit", "batch_size", "max_tokens", "seed", "paraphrases")
+    texts = hashlib.sha256("\0".join(bench.corpus).encode("utf-8", "replace"))
+    return {
+        "checkpoint": str(checkpoint.path),
+        "parameters": manifest.files[PARAMS][:16],
+        "step": manifest.step,
+        "stage": manifest.stage,
+        "model": options.model or str(checkpoint.config["model"]),
+        "base": manifest.base,
+        "compression_rate": memory.compression_rate,
+        "num_memory_tokens": memory.num_memory_tokens,
+        "doc_max_tokens": memory.doc_max_tokens,
+        "data": options.data or "paper",
+        "data_fingerprint": data_fingerprint(options.data or PAPER),
+        "format": found.format,
+        "questions": len(questions),
+        "left_out": found.left_out,
+        "corpus": options.corpus or options.paper or options.data,
+        "passages": len(bench.corpus),
+        "corpus_fingerprint": texts.hexdigest()[:16],
+        "top_k": bench.top_k,
+        **{name: getattr(options, name) for name in settings},
+        "systems": [],
+        "device": mx.default_device().type.name,
+        "versions": versions(),
+    }
+
+
+def require_same(plan: Plan) -> dict[str, Any]:
+    """Return the configuration of an evaluation, with the systems that its folder has already.
+
+    Raises ClaraError, naming the fields, where the folder is that of another evaluation.
+    """
+    before = read_config(plan.out)
+    differing = [
+        f"{name} {before.get(name)!r}, not {value!r}"
+        for name, value in plan.config.items()
+        if before and name not in FREE and before.get(name) != value
+    ]
+    if differing:
+        raise ClaraError(
+            f"{plan.out}: holds an evaluation with {'; '.join(differing)}; give another --out, or the same options"
+        )
+    known = {*before.get("systems", []), *plan.systems}
+    return {**plan.config, "systems": [name for name in SYSTEMS if name in known]}
+
+
+def write_config(plan: Plan) -> None:
+    """Write the configuration of an evaluation into its folder."""
+    write_atomic(plan.out / CONFIG, msgspec.json.format(msgspec.json.encode(plan.config)) + b"\n")
+
+
+def heading(config: Mapping[str, Any]) -> list[str]:
+    """Return the lines that say what is measured, on what."""
+    left_out = f"; {config['left_out']:,} without an answer left out" if config["left_out"] else ""
+    lines = [
+        f"checkpoint {config['checkpoint']}: stage {config['stage']}, step {config['step']:,}, on {config['model']}",
+        f"memory {config['num_memory_tokens']} vectors for up to {config['doc_max_tokens']} tokens of a document, "
+        f"{config['compression_rate']} to 1",
+        f"data {config['data']}: {config['questions']:,} questions in format {config['format']}{left_out}",
+        f"device {config['device']}, seed {config['seed']}, answers of up to {config['max_tokens']} tokens",
+    ]
+    if config["passages"]:
+        lines.append(
+            f"corpus {config['corpus']}: {config['passages']:,} passages, of which {config['top_k']} are chosen"
+        )
+    return lines

@@ -1,0 +1,1 @@
+"""What the prepare command does with files, questions and candidates."""

@@ -1,0 +1,105 @@
+"""What a report says of one evaluation: the table of systems, their bars, paired tests, ranking and cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from clara.core.figures import Figure, Point, Series
+from clara.io.evaluation.evaluations import Evaluation
+from clara.io.evaluation.predictions import Comparison, Scores, SystemScores
+from clara.io.report.document import Block, Cell, Picture, Section, Table
+from clara.shell.progress import is_rank
+from clara.shell.reporting.costs import cost_table
+from clara.shell.reporting.labels import NONE, counted, interval, label, p_text
+
+
+def scoreboard(evaluation: Evaluation, title: str, name: str) -> Section:
+    """Return the section of an evaluation; name: what its figures' files begin with."""
+    systems = evaluation.scores.systems
+    names = metrics_of(systems)
+    answers = [metric for metric in names if not is_rank(metric)]
+    ranks = [metric for metric in names if is_rank(metric)]
+    first = [metric for metric in answers if metric.endswith("_first")]
+    best = [metric for metric in answers if metric not in first]
+    blocks: list[Block] = [
+        means_table("Answers, best over all gold answers", systems, best),
+        *(Picture(f"{name}-{each}", bars_of(systems, each)) for each in shown(best)),
+        *paired(evaluation.scores),
+    ]
+    if first:
+        blocks.append(means_table("Answers, against the first gold answer alone", systems, first)._replace(folded=True))
+    if ranks:
+        having = [each for each in systems if any(map(is_rank, each.means))]
+        blocks.append(means_table("Ranking of each question's candidates", having, ranks))
+    return Section(title, (*blocks, cost_table(evaluation)))
+
+
+def metrics_of(systems: Iterable[SystemScores]) -> list[str]:
+    """Return every metric that a system has, in the order in which they come up."""
+    return list(dict.fromkeys(metric for each in systems for metric in each.means))
+
+
+def main_metric(systems: Iterable[SystemScores]) -> str:
+    """Return the metric that systems are compared by: cover-EM, or the first that there is where it is missing."""
+    names = metrics_of(systems)
+    return "cover_exact_match" if "cover_exact_match" in names or not names else names[0]
+
+
+def shown(metrics: Sequence[str]) -> list[str]:
+    """Return the metrics of answers that are drawn: three at most, the common ones first."""
+    common = [name for name in ("cover_exact_match", "token_f1", "exact_match") if name in metrics]
+    return (common or list(metrics))[:3]
+
+
+def means_table(caption: str, systems: Iterable[SystemScores], metrics: Sequence[str]) -> Table:
+    """Return a row for each system: the mean of each metric with its interval, and of how many questions."""
+    rows = (
+        (
+            Cell(each.system),
+            *(interval(each.means[metric]) if metric in each.means else NONE for metric in metrics),
+            Cell(f"{each.questions:,}"),
+        )
+        for each in systems
+    )
+    heads = ("system", *map(label, metrics), "questions")
+    return Table(f"{caption}: means over the questions, with 95 % bootstrap intervals", heads, tuple(rows))
+
+
+def bars_of(systems: Sequence[SystemScores], metric: str) -> Figure:
+    """Return a bar for each system that has the metric."""
+    having = [each for each in systems if metric in each.means]
+    values = (each.means[metric] for each in having)
+    series = Series(label(metric), tuple(Point(i, v.mean, v.low, v.high) for i, v in enumerate(values)))
+    return Figure(
+        *("bars", label(metric), "system", f"mean {label(metric)}", (series,)),
+        note=f"{counted([each.questions for each in having])}; lines are 95 % bootstrap intervals",
+        categories=tuple(each.system for each in having),
+        top=1.0,
+    )
+
+
+def paired(scores: Scores) -> list[Table]:
+    """Return the paired tests: those of the main metric, and folded away those of the others."""
+    main = main_metric(scores.systems)
+    leading = [each for each in scores.comparisons if each.metric == main]
+    others = [each for each in scores.comparisons if each.metric != main]
+    tables = [tests_table(label(main), leading), tests_table("further metrics", others)._replace(folded=True)]
+    return [table for table in tables if table.rows]
+
+
+def tests_table(what: str, comparisons: Sequence[Comparison]) -> Table:
+    """Return a row for each comparison."""
+    rows = (
+        (
+            Cell(f"{each.first} − {each.second}"),
+            interval(each.difference),
+            Cell(p_text(each.p_value), "" if each.p_value < 0.05 else "not told apart"),
+            Cell(label(each.metric)),
+        )
+        for each in comparisons
+    )
+    caption = (
+        f"Paired tests, {what}: difference of the means with its 95 % interval; p of a two-sided sign-flip test, not "
+        "corrected for the number of pairs"
+    )
+    return Table(caption, ("pair", "difference", "p", "metric"), tuple(rows))

@@ -1,0 +1,152 @@
+"""What stops an evaluation is said before anything is computed, and what its folder must agree in."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from folders import tiny_folder, write_choices, write_records
+from runs import tiny_run
+
+from clara.io.corpus.passages import Passage, encode_record, passage_record
+from clara.io.errors import ClaraError
+from clara.io.evaluation.formats import Question
+from clara.shell.evaluation.plan import EvaluateOptions, Plan, drawn, heading, plan_of, systems_of, write_config
+from clara.shell.evaluation.systems import SYSTEMS
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of a tiny base."""
+    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def run(base: Path) -> Path:
+    """Return a run that chooses three documents."""
+    return tiny_run(base, base.parent / "run", stage="end_to_end", retrieval={"top_k": 3})
+
+
+@pytest.fixture(scope="module")
+def data(base: Path) -> Path:
+    """Return five questions with three candidates each."""
+    return write_choices(base.parent / "choices.jsonl", range(5))
+
+
+def plan(run: Path, file: Path, **options: Any) -> Plan:
+    """Return the plan of options."""
+    return plan_of(EvaluateOptions(**{"checkpoint": str(run), "data": str(file), **options}))
+
+
+def refusal(run: Path, file: Path, **options: Any) -> str:
+    """Return the message with which options are refused."""
+    with pytest.raises(ClaraError) as caught:
+        plan(run, file, **options)
+    return str(caught.value)
+
+
+def test_a_plan_holds_all_that_is_to_be_done(run: Path, data: Path) -> None:
+    found = plan(run, data)
+    assert found.systems == list(SYSTEMS) and len(found.questions) == 5
+    assert len(found.bench.corpus) == 7 and found.bench.top_k == 3 and found.bench.compressed is None
+    assert found.out == run / "evaluations" / "choices-step-000003" and not found.out.exists()
+    config = found.config
+    assert (config["step"], config["stage"], config["compression_rate"], config["num_memory_tokens"]) == (
+        *(3, "end_to_end"),
+        *(8, 4),
+    )
+    assert config["questions"] == 5 and config["format"] == "records" and config["systems"] == list(SYSTEMS)
+    assert json.loads(json.dumps(config)) == config
+    assert any("5 questions in format records" in line for line in heading(config))
+
+
+def test_options_change_what_they_say(run: Path, data: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    corpus.write_bytes(b"".join(encode_record(passage_record(Passage(text=f"Passage {i}."))) for i in range(3)))
+    found = plan(
+        run, data, top_k=2, limit=3, systems="text, memory,text", out=str(tmp_path / "out"), corpus=str(corpus)
+    )
+    assert (found.bench.top_k, len(found.questions), found.systems) == (2, 3, ["text", "memory"])
+    assert found.out == tmp_path / "out" and list(found.bench.corpus) == ["Passage 0.", "Passage 1.", "Passage 2."]
+    assert found.bench.words is None, "no system searches by words"
+
+
+def test_a_model_that_reads_one_document_is_given_one(base: Path, data: Path) -> None:
+    pretrained = tiny_run(base, base.parent / "pretrained")
+    assert plan(pretrained, data).bench.top_k == 1
+
+
+def test_documents_of_all_questions_are_searched_whatever_the_limit(run: Path, data: Path) -> None:
+    assert plan(run, data, limit=2, systems="text_bm25").bench.corpus == plan(run, data).bench.corpus
+
+
+BAD = {
+    "an unknown system": ({"systems": "memory,telepathy"}, "--systems telepathy: not one of memory, memory_retrieved"),
+    "both": ({"paper": "paper.pdf"}, "wanted either --data FILE or --paper PDF"),
+    "neither": ({"data": ""}, "wanted either --data FILE or --paper PDF"),
+    "no file": ({"data": "absent.jsonl"}, "absent.jsonl: does not exist"),
+    "an unknown format": ({"format": "trivia"}, "--format trivia: not one of auto, records"),
+    "another format": ({"format": "squad"}, "choices.jsonl:1: Object missing required field `data`"),
+    "no paper": ({"data": "", "paper": "absent.pdf"}, "absent.pdf: "),
+    "no corpus": ({"corpus": "absent.jsonl"}, "absent.jsonl: does not exist"),
+    "no others": ({"limit": 1, "systems": "memory_shuffled"}, "no other question has documents that are not also its"),
+    "no checkpoint": ({"checkpoint": "absent"}, "absent: no whole checkpoint found"),
+}
+
+
+@pytest.mark.parametrize(("options", "said"), BAD.values(), ids=BAD)
+def test_what_cannot_be_evaluated_is_refused(options: dict[str, Any], said: str, run: Path, data: Path) -> None:
+    assert said in refusal(run, data, **options)
+    assert not (run / "evaluations").exists()
+
+
+def test_what_the_data_cannot_serve_is_refused(run: Path, tmp_path: Path) -> None:
+    data = tmp_path / "open.jsonl"
+    data.write_text('{"question": "Where?", "answer": ["here"]}\n')
+    message = refusal(run, data, systems="memory,text_tfidf,closed_book")
+    assert message.startswith("--systems memory, text_tfidf: the questions have no documents to read, and there is no")
+    assert message.endswith("of use here are tuned_closed_book, closed_book")
+    assert plan(run, data).systems == ["tuned_closed_book", "closed_book"]
+
+
+def test_a_checkpoint_of_another_base_is_refused(run: Path, data: Path, tmp_path: Path) -> None:
+    other = tiny_folder(tmp_path / "other", seed=1)
+    assert "was trained on another base" in refusal(run, data, model=str(other))
+    assert not (run / "evaluations").exists()
+
+
+def test_more_memories_than_the_context_holds_are_refused(
+    run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clara.shell.setup.context_of", lambda loaded: 80)
+    assert "system memory_retrieved reads 3 documents: " in refusal(run, data, systems="memory_retrieved,text")
+
+
+def test_a_folder_of_another_evaluation_is_refused_by_its_fields(run: Path, data: Path, tmp_path: Path) -> None:
+    first = plan(run, data, out=str(tmp_path / "out"), systems="text")
+    first.out.mkdir()
+    write_config(first)
+    message = refusal(run, data, out=str(tmp_path / "out"), seed=1, top_k=2)
+    assert "holds an evaluation with top_k 3, not 2; seed 0, not 1; give another --out" in message
+    moved = data.rename(tmp_path / "moved.jsonl")
+    more = plan(run, moved, out=str(tmp_path / "out"), systems="closed_book,memory")
+    moved.rename(data)
+    assert more.systems == ["closed_book", "memory"] and more.config["systems"] == ["memory", "text", "closed_book"]
+    changed = write_choices(tmp_path / "changed.jsonl", range(1, 6))
+    assert "data_fingerprint" in refusal(run, changed, out=str(tmp_path / "out"))
+
+
+def test_a_limit_draws_by_the_seed_and_keeps_the_order() -> None:
+    questions = [Question(str(i), "q", ("a",)) for i in range(40)]
+    assert drawn(questions, 0, 0) == drawn(questions, 40, 0) == questions
+    some = [drawn(questions, 9, seed) for seed in (0, 0, 1)]
+    assert some[0] == some[1] != some[2]
+    assert all(sorted(each, key=questions.index) == each and len(set(each)) == 9 for each in some)
+
+
+def test_all_systems_leave_out_the_one_that_wants_other_documents(run: Path, tmp_path: Path) -> None:
+    data = write_records(tmp_path / "one.jsonl", range(1))
+    assert plan(run, data).systems == [name for name in SYSTEMS if name != "memory_shuffled"]
+    assert systems_of("memory", plan(run, data).questions, []) == ["memory"]

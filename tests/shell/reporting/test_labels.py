@@ -1,0 +1,41 @@
+"""How a report writes systems, metrics and scores."""
+
+from __future__ import annotations
+
+import pytest
+
+from clara.io.evaluation.predictions import Interval
+from clara.io.report.document import Cell
+from clara.shell.reporting.labels import SYSTEMS, counted, decimals, interval, label, p_text, style
+
+
+@pytest.mark.parametrize(
+    ("metric", "name"),
+    [
+        ("exact_match", "EM"),
+        ("cover_exact_match", "cover-EM"),
+        ("token_f1_first", "F1, first gold"),
+        ("recall_at_5", "recall@5"),
+        ("mrr", "MRR"),
+        ("rouge_l", "ROUGE-L"),
+        ("something_new", "something new"),
+    ],
+)
+def test_metrics_have_names(metric: str, name: str) -> None:
+    assert label(metric) == name
+
+
+def test_every_system_keeps_its_place_in_the_palette() -> None:
+    assert [style(system) for system in SYSTEMS] == list(range(9))
+    assert style("mine") == style("mine") != style("other")
+
+
+def test_scores_have_three_decimals() -> None:
+    assert [decimals(value) for value in (0, 0.12349, 1, -0.5)] == ["0.000", "0.123", "1.000", "−0.500"]
+    assert interval(Interval(0.5, -0.25, 0.75)) == Cell("0.500", "−0.250 to 0.750")
+    assert [p_text(value) for value in (0.0009, 0.001, 0.5)] == ["< 0.001", "0.001", "0.500"]
+
+
+def test_counts_are_one_number_or_two() -> None:
+    assert counted([1200, 1200]) == "1,200 questions" and counted([3, 12]) == "3 to 12 questions"
+    assert counted([]) == "0 questions"
