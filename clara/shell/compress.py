@@ -134,7 +134,7 @@ def prepare(arguments: argparse.Namespace, path: Path) -> Work:
     print(f"corpus    {total:,} passages in {arguments.corpus}", flush=True)
     session = session_of(checkpoint, arguments.model)
     model = arguments.model or str(checkpoint.config["model"])
-    return Work(session, checkpoint, info_of(session, model, arguments.dtype, arguments.bits), total)
+    return Work(session, checkpoint, info_of(session, model, arguments.dtype, arguments.bits, total), total)
 
 
 def compress_corpus(work: Work, store: Store, arguments: argparse.Namespace) -> int:

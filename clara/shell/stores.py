@@ -9,9 +9,12 @@ import msgspec
 from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint, save_checkpoint
 from clara.io.errors import ClaraError
 from clara.io.memories import compressor_fingerprint
-from clara.io.memory_store.store import CHECKPOINT, DATABASE, Store, StoreInfo
+from clara.io.memory_store.store import CHECKPOINT, DATABASE, SHARD_BYTES, Store, StoreInfo
 from clara.shell.options import to_options
 from clara.shell.setup import Session, open_session, prepare_device
+
+SMALLEST_SHARD = 2**24
+"""Bytes of a shard in a store of few passages."""
 
 
 def checkpoint_for(path: Path, source: str = "") -> Checkpoint:
@@ -39,16 +42,23 @@ def store_fingerprint(session: Session) -> str:
     return compressor_fingerprint(session.base, session.config, session.params, session.fingerprint, exact=False)
 
 
-def info_of(session: Session, model: str, dtype: str | None = None, bits: int | None = None) -> StoreInfo:
-    """Return what a new store for the memories of a session says of itself; dtype and bits as in `StoreInfo`."""
+def info_of(
+    session: Session, model: str, dtype: str | None = None, bits: int | None = None, passages: int = 0
+) -> StoreInfo:
+    """Return what a new store for the memories of a session says of itself; dtype and bits as in `StoreInfo`.
+
+    passages: how many are expected. A shard has its full size from the start, so that of a small store is small.
+    """
+    count, hidden = session.base.layout.num_memory_tokens, session.base.special_embeddings.shape[1]
     return StoreInfo(
         base=session.fingerprint,
         compressor=store_fingerprint(session),
         model=model,
-        num_memory_tokens=session.base.layout.num_memory_tokens,
-        hidden=session.base.special_embeddings.shape[1],
+        num_memory_tokens=count,
+        hidden=hidden,
         dtype=dtype or "bfloat16",
         bits=bits or 0,
+        shard_bytes=min(max(2 * count * hidden * passages, SMALLEST_SHARD), SHARD_BYTES),
     )
 
 

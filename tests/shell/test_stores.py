@@ -83,6 +83,13 @@ def test_the_info_of_a_new_store_is_that_of_its_session(store: Store, run: Path)
     assert (store.info.dtype, store.info.bits) == ("bfloat16", 0)
 
 
+def test_shards_are_as_large_as_the_corpus_within_bounds(store: Store) -> None:
+    session = session_of(checkpoint_for(store.path))
+    row = 2 * 4 * 32
+    sizes = [info_of(session, "tiny", passages=count).shard_bytes for count in (0, 100, 2**24 // row, 10**5, 10**9)]
+    assert sizes == [2**24, 2**24, 2**24, row * 10**5, 2**28]
+
+
 def test_the_same_checkpoint_is_copied_once_and_one_with_another_generator_takes_its_place(
     store: Store, run: Path, base: Path, tmp_path: Path
 ) -> None:

@@ -415,7 +415,7 @@ def test_a_store_is_read_where_nothing_can_be_written(log: bool) -> None:
             path = kept
         else:
             close_store(store)
-        command = [sys.executable, "-c", READER, str(path), str(Path(__file__).parents[1])]
+        command = [sys.executable, "-c", READER, str(path), str(Path(__file__).parents[2])]
         done = subprocess.run(command, capture_output=True, text=True)
     assert done.stdout.splitlines() == ["cannot write", "12 12 6"], done.stderr
 

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from numbered import held, memory, number_of, passage, passages, tiny_info
 

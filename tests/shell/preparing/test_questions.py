@@ -188,7 +188,7 @@ def test_a_killed_run_goes_on_and_ends_as_an_undisturbed_one(tmp_path: Path) -> 
     """It dies in its third batch: two are in the journal, and half a line, as a kill while writing leaves it."""
     journal = tmp_path / "journal"
     where = os.pathsep.join(
-        map(str, [Path(__file__).parent, *Path(__file__).parents[1:2], *Path(clara.__file__).parents[1:2]])
+        map(str, [Path(__file__).parent, *Path(__file__).parents[2:3], *Path(clara.__file__).parents[1:2]])
     )
     ran = subprocess.run(
         [sys.executable, "-c", KILLED, str(journal)], env={**os.environ, "PYTHONPATH": where}, timeout=100
