@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import resource
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +20,8 @@ SHAPES = {"tiny": (8, 64, 1000), "smollm2": (16, 576, 10_000)}
 """Of each size of base: memory tokens of a passage, hidden size, and passages in the store."""
 
 PACKINGS = {"bfloat16": {}, "float16": {"dtype": "float16"}, "8 bits": {"bits": 8}, "4 bits": {"bits": 4}}
-BATCH, WORDS, BEST = 32, 190, 20
-"""Passages that are added at a time, words of each, and hits of a search."""
+PORTION, BATCH, WORDS, BEST = 500, 32, 190, 20
+"""Passages that a store is filled by, and added at a time in the benchmark; words of each; hits of a search."""
 
 
 def draw_passages(first: int, number: int) -> list[Passage]:
@@ -37,11 +39,13 @@ def draw_memories(seed: int, number: int, tokens: int, hidden: int) -> mx.array:
 def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     """Return a store full of passages."""
     tokens, hidden, number = SHAPES[request.config.getoption("--size")]
+    number = request.config.getoption("--passages") or number
     names = {"base": "", "compressor": "", "model": "", "num_memory_tokens": tokens, "hidden": hidden}
     info = StoreInfo(**names, **PACKINGS[request.param])
     with opened_store(Path(tmp_path_factory.mktemp("store"), "s"), create=info) as found:
-        for first in range(0, number, 500):
-            add_passages(found, draw_passages(first, 500), draw_memories(first, 500, tokens, hidden))
+        for first in range(0, number, PORTION):
+            size = min(PORTION, number - first)
+            add_passages(found, draw_passages(first, size), draw_memories(first, size, tokens, hidden))
         yield found
 
 
@@ -50,6 +54,8 @@ def note(benchmark: Any, store: Store, passages: int) -> None:
     benchmark.extra_info |= {
         "passages_per_second": round(passages / benchmark.stats.stats.median),
         "bytes_per_passage": round(used_bytes(store) / count(store)),
+        "peak_rss_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        // (2**20 if sys.platform == "darwin" else 2**10),
     }
 
 

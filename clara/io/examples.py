@@ -97,13 +97,16 @@ def encode_paraphrase(encoder: Encoder, documents: Sequence[str], turn: int = 0)
     return _conversation(encoder, "paraphrase", documents, [_turn(wordings[turn % len(wordings)], "", None)])
 
 
-def encode_text_prompt(encoder: Encoder, texts: Sequence[str], question: str) -> Example:
+def encode_text_prompt(
+    encoder: Encoder, texts: Sequence[str], question: str, text_max_tokens: int | None = None
+) -> Example:
     """Return the prompt that asks a question about documents given as text, or without any: for the base itself.
 
-    It is as long as its texts and the question are.
+    It is as long as the question and the texts are, of which text_max_tokens at most are taken, from the first on.
     """
     wording = encoder.prompts.answer if texts else encoder.prompts.closed
-    return _conversation(encoder, "question", [], [_turn(wording, question, None)], text="\n\n".join(texts))
+    text = ("\n\n".join(texts), INPUT, text_max_tokens)
+    return _conversation(encoder, "question", [], [_turn(wording, question, None)], text=text)
 
 
 def encode_record(
@@ -188,15 +191,15 @@ def _conversation(
     documents: Sequence[str],
     turns: Sequence[Turn],
     top_k: int | None = None,
-    text: str | None = None,
+    text: tuple[str, int, int | None] | None = None,
 ) -> Example:
     """Return a conversation about documents, or top_k of them, as tokens and roles.
 
-    A last turn without an answer is left open. text: stands in the place of the documents' memory.
+    A last turn without an answer is left open. text: stands in the place of the documents' memory, as an insert.
     """
     places = len(documents) if top_k is None else min(top_k, len(documents))
     memory = [t for i in range(places) for t in document_slot_ids(i, encoder.layout)]
-    inserts: Inserts = {} if text is None else {slot("memory"): (text, INPUT, None)}
+    inserts: Inserts = {} if text is None else {slot("memory"): text}
     messages: list[tuple[str, str]] = [("system", turns[0].system)] if turns[0].system else []
     for i, turn in enumerate(turns):
         asked, replied = slot(f"question {i}"), slot(f"answer {i}")

@@ -18,8 +18,10 @@ METRICS = "metrics.jsonl"
 def append_event(path: Path, event: Mapping[str, Any]) -> None:
     """Add one event to a metrics file; the line is in the file when this returns."""
     try:
-        with open(path, "ab") as file:
-            file.write(msgspec.json.encode(event) + b"\n")
+        with open(path, "a+b") as file:
+            file.seek(max(file.tell() - 1, 0))
+            torn = file.read(1) not in (b"", b"\n")
+            file.write(b"\n" * torn + msgspec.json.encode(event) + b"\n")
     except OSError as error:
         raise ClaraError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 
-from clara.core.collate import pad_documents, truncate
+from clara.core.collate import Example, pad_documents, truncate
 from clara.core.compress import compress
 from clara.core.config import CHOOSING
 from clara.core.generate import bind_generator, shift_slots
 from clara.core.select import relevance_scores
+from clara.io.errors import ClaraError
 from clara.io.examples import (
     encode_document,
     encode_paraphrase,
@@ -24,6 +25,7 @@ from clara.io.examples import (
     encode_question,
     encode_text_prompt,
 )
+from clara.io.tokens import encode
 from clara.shell.decode import Reply, decode_batch, stream
 from clara.shell.memories import MULTIPLE, compress_tokens
 from clara.shell.setup import Session
@@ -129,29 +131,42 @@ def memory_prompt(session: Session, count: int, question: str, room: int = MAX_T
     """
     if not count:
         return text_prompt(session, [], question, room)[0]
-    encoder = session.encoder._replace(max_tokens=longest(session, room))
     # The memories stand for the texts, whose tokens the prompt does not hold.
-    return encode_prompt(encoder, [""] * count, question).tokens
+    encoder = session.encoder._replace(max_tokens=sys.maxsize)
+    return fitted(session, encode_prompt(encoder, [""] * count, question), room)
 
 
 def text_prompt(
     session: Session, texts: Sequence[str], question: str, room: int = MAX_TOKENS
 ) -> tuple[tuple[int, ...], int]:
-    """Return (the prompt that asks the base itself about texts, how many of them it holds).
+    """Return (the prompt that asks the base itself about texts, how many tokens of theirs it leaves out).
 
-    The last ones are left out, and the question is cut, where the base's context would not hold all of them with an
-    answer of `room` tokens.
+    The end of the texts is left out, and then the beginning of the question, where the base's context would not hold
+    all with an answer of `room` tokens. Raises ClaraError where it does not even hold the rest.
     """
-    most = longest(session, room)
-    prompts = (encode_text_prompt(session.encoder, texts[:count], question) for count in range(len(texts), -1, -1))
-    fitting = ((i, prompt) for i, prompt in enumerate(prompts) if len(prompt.tokens) <= most or i == len(texts))
-    left_out, prompt = next(fitting)
-    return truncate(prompt, most).tokens, len(texts) - left_out
+    whole = encode_text_prompt(session.encoder, texts, question)
+    excess = len(whole.tokens) - longest(session, room)
+    if not texts or excess <= 0:
+        return fitted(session, whole, room), 0
+    size = len(encode(session.tokenizer, "\n\n".join(texts)))
+    kept = max(size - excess, 0)
+    return fitted(session, encode_text_prompt(session.encoder, texts, question, kept), room), size - kept
 
 
 def longest(session: Session, room: int) -> int:
     """Return how many tokens a prompt may have in the base's context with an answer of `room` tokens after it."""
-    return max((session.context or sys.maxsize) - room, 1)
+    return (session.context or sys.maxsize) - room
+
+
+def fitted(session: Session, prompt: Example, room: int) -> tuple[int, ...]:
+    """Return a prompt's tokens, its input cut to what the base's context holds with an answer of `room` tokens."""
+    try:
+        return truncate(prompt, longest(session, room)).tokens
+    except ValueError as error:
+        raise ClaraError(
+            f"the base reads {session.context:,} tokens: too few for a prompt of {len(prompt.tokens):,}, memories "
+            f"included, and an answer of {room:,}; lower the number of documents or --max-tokens"
+        ) from error
 
 
 def answer_batch(session: Session, asked: Sequence[Asked], max_tokens: int = MAX_TOKENS) -> list[Reply]:

@@ -76,7 +76,11 @@ def parser() -> argparse.ArgumentParser:
     add("--time", action="store_true", help="say what retrieval, prefill and decoding took, from memory and from text")
     add("--json", action="store_true", help="one JSON document an answer")
     add("--batch", metavar="FILE", help='many questions: JSON Lines of {"question": …}, answered as JSON Lines')
-    add("--out", metavar="FILE", help="where --batch writes its answers [standard output]")
+    add(
+        "--out",
+        metavar="FILE",
+        help="where --batch writes its answers, whole, at the end [standard output, as they come]",
+    )
     add("--batch-size", type=int, default=8, metavar="N", help="questions of --batch answered together [%(default)s]")
     return found
 

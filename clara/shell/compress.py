@@ -94,7 +94,13 @@ def parser() -> argparse.ArgumentParser:
     add("--batch-size", type=int, default=BATCH, metavar="N", help="passages compressed at a time [%(default)s]")
     add("--dtype", choices=("bfloat16", "float16"), help="memories of a new store; float16 ends at 65,504 [bfloat16]")
     add("--bits", type=int, choices=(8, 4), help="quantise a new store's memories to half or a quarter of the bytes")
-    add("--delete", action="append", default=[], metavar="SOURCE", help="remove a source's passages, before adding")
+    add(
+        "--delete",
+        action="append",
+        default=[],
+        metavar="SOURCE",
+        help="remove a source's passages, before adding; run CORPUS again for texts that other sources share",
+    )
     add("--compact", action="store_true", help="give back the space of removed passages, at the end")
     add("--list", action="store_true", help="list the sources, with the number of passages of each")
     return found

@@ -74,21 +74,21 @@ def decode_batch(
     ends = [[token] for token in sorted(tokenizer.eos_ids)]
     size = len(prompts)
     generator = BatchGenerator(model, stop_tokens=ends, completion_batch_size=size, prefill_batch_size=size)
-    begun = time.perf_counter()
-    first = 0.0
     uids = generator.insert([list(prompt) for prompt in prompts], [max_tokens] * size)
     ids: dict[int, list[int]] = {uid: [] for uid in uids}
     finished = set[int]()
+    begun = time.perf_counter()
     try:
-        while responses := generator.next_generated():
-            first = first or time.perf_counter() - begun
-            for each in responses:
-                if each.finish_reason == "stop":
-                    finished.add(each.uid)
-                else:
-                    ids[each.uid].append(each.token)
+        with generator.stats() as stats:
+            while responses := generator.next_generated():
+                for each in responses:
+                    if each.finish_reason == "stop":
+                        finished.add(each.uid)
+                    else:
+                        ids[each.uid].append(each.token)
     finally:
         generator.close()
+    first = stats.prompt_time
     rest = time.perf_counter() - begun - first
     return [
         Reply(

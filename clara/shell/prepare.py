@@ -192,7 +192,6 @@ def read_back(path: Path, count: int, options: PrepareOptions) -> None:
     records = iterate_records(path, Record)
     if options.candidates:
         check_stage(found := list(records), "end_to_end")
-        check_stage(found, "retrieval")
         records = iter(found)
     if (read := sum(1 for _ in records)) != count:
         raise ClaraError(f"{path}: {read:,} records came back of {count:,}; is the disk full?")

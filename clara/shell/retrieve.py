@@ -7,9 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 
+from clara.core.search import fused
 from clara.core.select import relevance_scores
 from clara.io.corpus.passages import Passage
-from clara.io.memory_store.search import memories_of, passages_of, search_memory, search_text
+from clara.io.memory_store.search import Hit, memories_of, passages_of, reading, search_memory, search_text
 from clara.io.memory_store.store import Store
 from clara.shell.answer import compress_questions, has_reasoner
 from clara.shell.setup import Session
@@ -36,7 +37,7 @@ class Found(NamedTuple):
     passages: list[Passage]
     """The best first, `top_k` at most."""
     scores: list[float]
-    """Of each: the reasoner's cosine, or that of the first stage, a cosine or BM25."""
+    """Of each: the reasoner's cosine, or that of the first stage: a cosine, BM25, or of both the fused rank's."""
     memory: mx.array
     """float[K, M, D]: their memories."""
 
@@ -51,30 +52,43 @@ def default_search(session: Session) -> Search:
 
 
 def retrieve(session: Session, store: Store, questions: Sequence[str], how: Search) -> list[Found]:
-    """Return what is found in a store for each question; nothing where no passage shares a word with it."""
+    """Return what one state of a store has for each question; nothing where no passage shares a word with it."""
+    if not questions:
+        return []
     needed = how.rerank or how.first_stage != "bm25"
-    queries = compress_questions(session, questions) if needed and questions else None
-    by_memory = (
-        search_memory(store, queries, how.candidates) if queries is not None and how.first_stage != "bm25" else []
-    )
-    found = []
-    for i, question in enumerate(questions):
-        hits = [*by_memory[i]] if by_memory else []
+    queries = compress_questions(session, questions) if needed else None
+
+    def work() -> list[Found]:
+        lists: list[list[list[Hit]]] = [[] for _ in questions]
+        if queries is not None and how.first_stage != "bm25":
+            for each, hits in zip(lists, search_memory(store, queries, how.candidates), strict=True):
+                each.append(hits)
         if how.first_stage != "memory":
-            known = {hit.id for hit in hits}
-            hits += [hit for hit in search_text(store, question, how.candidates) if hit.id not in known]
-        ids, scores = [hit.id for hit in hits], [hit.score for hit in hits]
-        if queries is not None and how.rerank:
-            ids, scores = reranked(store, queries[i], ids)
-        ids, scores = ids[: how.top_k], scores[: how.top_k]
-        found.append(Found(passages_of(store, ids), scores, memories_of(store, ids)))
-    return found
+            for each, question in zip(lists, questions, strict=True):
+                each.append(search_text(store, question, how.candidates))
+        return [
+            found(store, rankings, None if queries is None else queries[i], how) for i, rankings in enumerate(lists)
+        ]
+
+    return reading(store, work)
 
 
-def reranked(store: Store, query: mx.array, ids: Sequence[int]) -> tuple[list[int], list[float]]:
-    """Return candidates and their scores, best first by the cosine of their memories and the query's: float[M, D]."""
+def found(store: Store, rankings: Sequence[Sequence[Hit]], query: mx.array | None, how: Search) -> Found:
+    """Return the best of the candidates that the first stage found: by the reasoner, or in the first stage's order."""
+    if len(rankings) == 1:
+        pairs = [(hit.id, hit.score) for hit in rankings[0]]
+    else:
+        pairs = fused([[hit.id for hit in ranking] for ranking in rankings])
+    if query is not None and how.rerank:
+        pairs = reranked(store, query, [id_ for id_, _ in pairs])
+    best = pairs[: how.top_k]
+    ids = [id_ for id_, _ in best]
+    return Found(passages_of(store, ids), [score for _, score in best], memories_of(store, ids))
+
+
+def reranked(store: Store, query: mx.array, ids: Sequence[int]) -> list[tuple[int, float]]:
+    """Return (id, score) of candidates, best first by the cosine of their memories and the query's: float[M, D]."""
     if not ids:
-        return [], []
+        return []
     row: Any = relevance_scores(query[None], memories_of(store, ids)[None])[0].tolist()
-    order = sorted(range(len(ids)), key=lambda i: -row[i])
-    return [ids[i] for i in order], [row[i] for i in order]
+    return sorted(zip(ids, row, strict=True), key=lambda pair: -pair[1])

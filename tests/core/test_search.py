@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara.core import search
-from clara.core.search import NOTHING, Packing, Rows, cosines, merged, product_of, taken, widened
+from clara.core.search import NOTHING, Packing, Rows, cosines, fused, merged, product_of, taken, widened
 
 PACKINGS = [
     Packing(dtype, bits, group) for dtype in ("bfloat16", "float16") for bits, group in ((0, 0), (8, 64), (4, 32))
@@ -120,3 +122,19 @@ def test_the_best_of_blocks_are_the_best_of_all_whatever_ties(blocks: list[list[
     flat = [score for block in blocks for score in block]
     expected = sorted(zip(flat, ids.tolist(), strict=True), key=lambda pair: (-pair[0], pair[1]))[:k]
     assert list(zip(best.scores.tolist(), best.ids.tolist(), strict=True)) == expected
+
+
+def test_ranks_are_fused_by_the_sum_of_their_reciprocals() -> None:
+    assert fused([[7, 8], [8, 9]], 1) == [(8, 1 / 3 + 1 / 2), (7, 1 / 2), (9, 1 / 3)]
+    assert fused([]) == fused([[], []]) == []
+
+
+@given(st.lists(st.lists(st.integers(0, 20), unique=True, max_size=9), max_size=3), st.randoms())
+def test_fused_ranks_name_each_id_once_and_know_no_order_of_rankings(rankings: list[list[int]], draw: Any) -> None:
+    found = fused(rankings)
+    assert {id_ for id_, _ in found} == {id_ for ranking in rankings for id_ in ranking}
+    assert [score for _, score in found] == sorted((score for _, score in found), reverse=True)
+    other = draw.sample(rankings, len(rankings))
+    assert [id_ for id_, _ in fused(other)] == [id_ for id_, _ in found] or len(rankings) > 2
+    if len(rankings) == 1:
+        assert [id_ for id_, _ in found] == rankings[0]

@@ -91,3 +91,12 @@ def test_going_back_mends_a_line_that_was_cut_off(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(ClaraError, match=r"absent/m: cannot be written \(No such file or directory\)"):
         append_event(tmp_path / "absent" / "m", {})
+
+
+def test_an_event_after_one_that_a_crash_cut_off_is_not_lost(tmp_path: Path) -> None:
+    path = tmp_path / "m.jsonl"
+    append_event(path, {"step": 1})
+    path.write_bytes(path.read_bytes() + b'{"step": 2, "lo')
+    append_event(path, {"step": 3})
+    append_event(path, {"step": 4})
+    assert [event["step"] for event in read_events(path)] == [1, 3, 4]

@@ -10,8 +10,9 @@ import pytest
 from folders import tiny_folder, tiny_session
 
 from clara.core.bind import anatomy, head, hidden_states, part_of
+from clara.io.errors import ClaraError
 from clara.io.examples import encode_prompt
-from clara.io.tokens import decode, encode
+from clara.io.tokens import decode
 from clara.shell.answer import (
     Asked,
     answer,
@@ -206,18 +207,29 @@ def test_a_prompt_fits_into_the_context_with_its_answer(session: Session) -> Non
     whole, _ = text_prompt(session, [], "q" * 50)
     tight = session._replace(context=len(whole) + 20)
     assert text_prompt(tight, [], "q" * 50, room=20) == (whole, 0)
-    assert text_prompt(tight, ["a long text"] * 9, "q" * 50, room=20)[1] < 9
     for room in (10, 40):
-        assert len(memory_prompt(tight, 0, "q" * 90, room)) == longest(tight, room) == tight.context - room
+        assert len(memory_prompt(tight, 0, "q" * 90, room)) == longest(tight, room) == len(whole) + 20 - room
     cut, _ = text_prompt(tight, [], "0123456789" * 8, room=20)
     kept = decode(session.tokenizer, cut)
     assert len(cut) == len(whole) and "0123456789" * 8 not in kept and "0123456789" * 4 in kept
 
 
-def test_texts_that_do_not_fit_are_left_out_from_the_end(session: Session) -> None:
-    texts = ["first " * 4, "second " * 4, "third " * 4]
-    two, _ = text_prompt(session, texts[:2], "Q?")
-    assert text_prompt(session._replace(context=len(two) + 64), texts, "Q?") == (two, 2)
-    assert text_prompt(session._replace(context=len(two) + 63), texts, "Q?")[1] == 1
-    assert text_prompt(session._replace(context=None), texts, "Q?")[1] == 3
-    assert len(two) > len(encode(session.tokenizer, "".join(texts[:2])))
+@pytest.mark.parametrize("excess", [1, 5, 40, 61])
+def test_texts_lose_their_end_where_the_context_does_not_hold_them(session: Session, excess: int) -> None:
+    texts = ["first " * 4, "second " * 4, "third"]
+    whole, _ = text_prompt(session, texts, "Q?")
+    prompt, cut = text_prompt(session._replace(context=len(whole) - excess + 64), texts, "Q?")
+    joined = "\n\n".join(texts)
+    assert (len(prompt), cut) == (len(whole) - excess, excess)
+    written = decode(session.tokenizer, prompt)
+    assert f"Background: {joined[: len(joined) - excess]}\n\nAnswer" in written
+    assert written.endswith(decode(session.tokenizer, whole)[-20:])
+    assert text_prompt(session._replace(context=None), texts, "Q?") == (whole, 0)
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_context_too_small_for_anything_is_named(session: Session, count: int) -> None:
+    with pytest.raises(ClaraError, match=r"the base reads 40 tokens: too few for .* an answer of 64; lower"):
+        memory_prompt(session._replace(context=40), count, "Q?")
+    with pytest.raises(ClaraError, match=r"the base reads 40 tokens"):
+        text_prompt(session._replace(context=40), ["a text"] * count, "Q?")

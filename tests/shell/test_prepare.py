@@ -240,3 +240,18 @@ def test_a_corpus_that_does_not_come_back_is_refused(tmp_path: Path) -> None:
         prepare.read_back(path, 2, prepare.PrepareOptions())
     with pytest.raises(ClaraError, match="stage end_to_end wants qa"):
         prepare.read_back(path, 1, prepare.PrepareOptions(candidates=3))
+
+
+def test_records_of_several_documents_get_candidates_where_the_right_one_is_not_known(
+    command: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "many.jsonl").write_text(
+        "".join(
+            json.dumps({"docs": [PROSE[i], PROSE[i + 1]], "question": f"Where is lamp {i}?", "answer": f"town {i}"})
+            + "\n"
+            for i in range(6)
+        )
+    )
+    status, _, err = command(tmp_path / "many.jsonl", "--candidates", "4", "--out", tmp_path / "out.jsonl")
+    assert (status, err) == (0, "")
+    assert {len(record.docs) for record in read_records(str(tmp_path / "out.jsonl"))} == {4}

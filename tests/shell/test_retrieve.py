@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from stores import lamp, tiny_store
 
+from clara.core.search import fused
 from clara.io.memory_store.search import memories_of, search_memory, search_text
 from clara.io.memory_store.store import Store, opened_store
 from clara.shell.answer import compress_questions, compress_texts
@@ -82,6 +83,18 @@ def test_the_reasoner_chooses_among_candidates_alone(place: Place) -> None:
     assert sorted(texts(found)) == sorted(texts(first))
     (found,) = retrieve(session, store, QUESTIONS[1:2], Search("bm25", 1, 4, True))
     assert texts(found) == texts(first)[:1]
+
+
+def test_without_a_reasoner_both_first_stages_count(place: Place) -> None:
+    session, store = place
+    for i, question in enumerate(QUESTIONS):
+        (found,) = retrieve(session, store, [question], BOTH._replace(top_k=6))
+        (memory,) = search_memory(store, compress_questions(session, [question]), 10)
+        wanted = fused([[hit.id for hit in memory], [hit.id for hit in search_text(store, question, 10)]])[:6]
+        assert found.scores == [score for _, score in wanted]
+        assert mx.array_equal(found.memory, memories_of(store, [id_ for id_, _ in wanted]))
+        (alone,) = retrieve(session, store, [question], MEMORY._replace(top_k=6))
+        assert texts(alone) != texts(found) or i
 
 
 def test_both_first_stages_together_name_each_passage_once(place: Place) -> None:

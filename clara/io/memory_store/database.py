@@ -21,6 +21,8 @@ from clara.io.files import reason
 MOST_TERMS = 256
 """Different words of a query that are looked for."""
 
+UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]")
+
 SCHEMA = (
     "CREATE TABLE info (content TEXT NOT NULL)",
     "CREATE TABLE shards (number INTEGER PRIMARY KEY AUTOINCREMENT, filled INTEGER NOT NULL)",
@@ -44,10 +46,11 @@ SCHEMA = (
         title, text, content = 'passages', content_rowid = 'id', tokenize = 'porter unicode61 remove_diacritics 2'
     )""",
     """CREATE TRIGGER added AFTER INSERT ON passages BEGIN
-        INSERT INTO words (rowid, title, text) VALUES (new.id, new.title, new.text);
+        INSERT INTO words (rowid, title, text) VALUES (new.id, spaced(new.title), spaced(new.text));
     END""",
     """CREATE TRIGGER deleted AFTER DELETE ON passages BEGIN
-        INSERT INTO words (words, rowid, title, text) VALUES ('delete', old.id, old.title, old.text);
+        INSERT INTO words (words, rowid, title, text)
+        VALUES ('delete', old.id, spaced(old.title), spaced(old.text));
     END""",
 )
 
@@ -79,6 +82,10 @@ def explained(file: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         # Python's own complaints, such as text that is no UTF-8, have no code.
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT) & 0xFF
+        if "no such module" in str(error):
+            raise ClaraError(
+                f"{file}: the SQLite of this Python has no full-text search (FTS5); take another"
+            ) from error
         raise ClaraError(f"{file}: {FAILED.get(code, 'cannot be used')} ({error})") from error
 
 
@@ -94,7 +101,9 @@ def connect(file: Path, readonly: bool) -> sqlite3.Connection:
         return database
     try:
         return opened(file, "mode=ro")
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode & 0xFF not in (sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_READONLY):
+            raise
         log = file.with_name(file.name + "-wal")
         if log.exists() and log.stat().st_size:
             raise
@@ -105,6 +114,8 @@ def opened(file: Path, mode: str) -> sqlite3.Connection:
     """Return a connection that has read the database once; transactions are the caller's."""
     database = sqlite3.connect(f"{file.absolute().as_uri()}?{mode}", uri=True, isolation_level=None, timeout=30)
     try:
+        database.create_function("spaced", 1, spaced, deterministic=True)
+        database.execute("PRAGMA trusted_schema = ON")  # so that triggers may call it
         database.execute("PRAGMA cache_size = -65536")
         database.execute("SELECT count(*) FROM sqlite_master").fetchone()
     except BaseException:
@@ -161,7 +172,12 @@ def clean(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
+def spaced(text: str) -> str:
+    """Return a text with spaces around Chinese characters and Japanese kana, each of which is a word of its own."""
+    return text if text.isascii() else UNSPACED.sub(" \\g<0> ", text)
+
+
 def match_query(text: str) -> str:
     """Return an FTS5 query for passages with any of a text's words, none of which FTS5 takes for an operator."""
-    words = {word.lower(): word for word in re.findall(r"[^\W_]+", unicodedata.normalize("NFC", text))}
+    words = {word.lower(): word for word in re.findall(r"[^\W_]+", spaced(unicodedata.normalize("NFC", text)))}
     return " OR ".join(f'"{word}"' for word in list(words.values())[:MOST_TERMS])

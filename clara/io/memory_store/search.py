@@ -107,7 +107,12 @@ def memories_of(store: Store, ids: Sequence[int]) -> mx.array:
 
 
 def reading(store: Store, work: Callable[[], T]) -> T:
-    """Return what `work` reads from one state of the store; from a new one where a shard of it was compacted away."""
+    """Return what `work` reads from one state of the store; from a new one where a shard of it was compacted away.
+
+    Within `work` further calls read the same state.
+    """
+    if store.database.in_transaction:
+        return work()
     gone = None
     with explained(store.file):
         for _ in range(ATTEMPTS):

@@ -29,7 +29,7 @@ from clara.core.question_prompts import (
 from clara.io.base import LoadedBase
 from clara.io.corpus.passages import Passage
 from clara.io.errors import ClaraError
-from clara.io.files import flush
+from clara.io.files import flush, locked, sync
 from clara.io.tokens import chat_pieces, encode
 
 SLOTS = ("{text}", "{question}", "{answer}")
@@ -70,7 +70,7 @@ Ask = Callable[[Sequence[Request], int | None], list[Reply]]
 
 
 class Made(Struct, frozen=True, kw_only=True):
-    """What was made of one passage; a line of the journal."""
+    """What was made of one passage; the journal has a line for each batch of these."""
 
     key: str
     """`work_key` of the passage."""
@@ -210,15 +210,16 @@ def work_off(
     Work that was cut short is taken up batch by batch as an undisturbed run would have gone on.
     """
     keys = [work_key(passage, model, config) for passage in passages]
-    done = read_journal(journal)
-    rest = [i for i, key in enumerate(keys) if key not in done]
-    notify(len(keys) - len(rest), len(keys))
-    for begin in range(0, len(rest), config.question_batch):
-        batch = rest[begin : begin + config.question_batch]
-        made = make_questions([passages[i] for i in batch], [keys[i] for i in batch], ask, config)
-        append_journal(journal, made)
-        done.update((each.key, each) for each in made)
-        notify(len(keys) - len(rest) + begin + len(batch), len(keys))
+    with locked(journal.with_name(f".{journal.name}.lock"), "writing questions"):
+        done = read_journal(journal)
+        rest = [i for i, key in enumerate(keys) if key not in done]
+        notify(len(keys) - len(rest), len(keys))
+        for begin in range(0, len(rest), config.question_batch):
+            batch = rest[begin : begin + config.question_batch]
+            made = make_questions([passages[i] for i in batch], [keys[i] for i in batch], ask, config)
+            append_journal(journal, made)
+            done.update((each.key, each) for each in made)
+            notify(len(keys) - len(rest) + begin + len(batch), len(keys))
     return [done[key] for key in keys]
 
 
@@ -234,21 +235,22 @@ def read_journal(path: Path) -> dict[str, Made]:
         whole = raw[: raw.rfind(b"\n") + 1]
         if len(whole) < len(raw):
             os.truncate(path, len(whole))
-        lines = [msgspec.json.decode(line, type=Made) for line in whole.splitlines()]
+        batches = [msgspec.json.decode(line, type=list[Made]) for line in whole.splitlines()]
     except OSError as error:
         raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
     except msgspec.MsgspecError as error:
         raise ClaraError(f"{path}: not a journal of questions ({error}); move it away to begin anew") from error
-    return {made.key: made for made in lines}
+    return {made.key: made for batch in batches for made in batch}
 
 
 def append_journal(path: Path, made: Sequence[Made]) -> None:
-    """Add work to a journal, durably. Raises ClaraError where that cannot be."""
+    """Add a batch of work to a journal, as one line, durably. Raises ClaraError where that cannot be."""
     try:
         with path.open("ab") as out:
-            out.write(b"".join(msgspec.json.encode(each) + b"\n" for each in made))
+            out.write(msgspec.json.encode(made) + b"\n")
             out.flush()
             flush(out.fileno())
+        sync(path.parent)
     except OSError as error:
         raise ClaraError(f"{path}: cannot be written ({error.strerror})") from error
 

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara.io.errors import ClaraError
+from clara.io.memory_store import database as module
 from clara.io.memory_store.database import (
     MOST_TERMS,
     connect,
@@ -104,6 +105,20 @@ def test_case_diacritics_and_english_endings_do_not_matter_and_any_word_will_do(
     assert matches(database, query) == found
 
 
+@pytest.mark.parametrize("query", ["首都", "中国的首都是哪里", "とうきょう", "東京 tower", "北"])
+def test_words_of_chinese_and_japanese_are_found_without_spaces(query: str, tmp_path: Path) -> None:
+    database = connect(tmp_path / "store.sqlite", readonly=False)
+    create_tables(database, "{}")
+    add(database, 1, "北京是中国的首都。", "城市")
+    add(database, 2, "東京タワーはとうきょうにある。")
+    add(database, 3, "A lamp burns red.")
+    found = matches(database, query)
+    assert 3 not in found and (1 if query in ("首都", "中国的首都是哪里", "北") else 2) in found
+    database.execute("DELETE FROM passages WHERE hash IN ('1', '2')")
+    assert matches(database, query) == []
+    database.close()
+
+
 def test_a_query_asks_for_a_word_once_and_for_so_many_at_most() -> None:
     assert match_query("Red red RED lamp") == '"RED" OR "lamp"'
     assert match_query(" ".join(map(str, range(10_000)))).count('"') == 2 * MOST_TERMS
@@ -188,3 +203,35 @@ def test_what_the_system_refuses_is_said(error: OSError, said: str, tmp_path: Pa
     with pytest.raises(ClaraError) as caught, explained(tmp_path / "store.sqlite"):
         raise error
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("code", "opened"), [(sqlite3.SQLITE_CANTOPEN, True), (sqlite3.SQLITE_READONLY, True), (sqlite3.SQLITE_BUSY, False)]
+)
+def test_a_database_that_is_being_written_is_never_read_without_locks(
+    code: int, opened: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "store.sqlite"
+    modes = []
+
+    def stubborn(path: Path, mode: str) -> sqlite3.Connection:
+        modes.append(mode)
+        if mode == "mode=ro":
+            error = sqlite3.OperationalError("no")
+            error.sqlite_errorcode = code
+            raise error
+        return sqlite3.connect(":memory:")
+
+    monkeypatch.setattr(module, "opened", stubborn)
+    if opened:
+        connect(file, readonly=True).close()
+    else:
+        with pytest.raises(sqlite3.OperationalError):
+            connect(file, readonly=True)
+    assert modes == ["mode=ro", "immutable=1"][: 1 + opened]
+
+
+def test_a_sqlite_without_full_text_search_is_named(tmp_path: Path) -> None:
+    wanted = r"store.sqlite: the SQLite of this Python has no full-text search"
+    with pytest.raises(ClaraError, match=wanted), explained(tmp_path / "store.sqlite"):
+        raise sqlite3.OperationalError("no such module: fts5")

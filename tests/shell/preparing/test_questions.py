@@ -245,3 +245,16 @@ def test_a_random_model_makes_nothing_but_counts_everything(base: LoadedBase, tm
     made = work_off(passages(3), model_ask(base, config), base.fingerprint, config, tmp_path / "journal")
     assert all(each.pairs == [] and each.paraphrase is None and sum(each.rejected.values()) == 6 for each in made)
     assert work_off(passages(3), model_ask(base, config), base.fingerprint, config, tmp_path / "other") == made
+
+
+def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:
+    journal = tmp_path / "journal"
+
+    def second(requests: Sequence[Request], attempt: int) -> list[Reply]:
+        work_off(passages(2), faithful, "model", CONFIG, journal)
+        return faithful(requests, attempt)
+
+    with pytest.raises(ClaraError, match="writing questions"):
+        work_off(passages(2), second, "model", CONFIG, journal)
+    assert work_off(passages(2), faithful, "model", CONFIG, journal)
+    assert [path.name for path in tmp_path.iterdir()] == ["journal"]
