@@ -104,6 +104,22 @@ def test_no_module_imports_itself_through_others() -> None:
     assert list(graphlib.TopologicalSorter(uses).static_order())
 
 
+def test_no_room_imports_itself_through_others() -> None:
+    rooms = {path.parent for path in SOURCES if len(path.parts) > 2}
+    uses = {
+        room: {
+            other
+            for path in SOURCES
+            if path.parent == room
+            for name in imported(path)
+            for other in rooms - {room}
+            if f"{name}.".startswith(f"clara.{'.'.join(other.parts)}.")
+        }
+        for room in rooms
+    }
+    assert list(graphlib.TopologicalSorter(uses).static_order())
+
+
 @parametrize(on("core"))
 def test_core_knows_mathematics_only(path: Path) -> None:
     assert {name.partition(".")[0] for name in imported(path)} - CORE_IMPORTS == set()

@@ -25,7 +25,8 @@ class Series(NamedTuple):
     name: str
     points: tuple[Point, ...]
     style: int = 0
-    """Which of the palette's colours and marks; the same series has the same one in every figure."""
+    """Which of the palette's colours and marks; the same series has the same one in every figure. Beyond the palette's
+    end its colours come again, with dashed lines."""
 
 
 class Figure(NamedTuple):

@@ -137,6 +137,11 @@ def length_batches(documents: Sequence[Tokens], batch_size: int) -> list[list[To
 
 def read_memories(memories: Memories, documents: Sequence[Tokens]) -> mx.array:
     """Return float[n, M, D]: the memories of documents. Raises KeyError where one is not there."""
-    found = [memories.rows[document_key(document)] for document in documents]
+    return read_rows(memories, [document_key(document) for document in documents])
+
+
+def read_rows(memories: Memories, keys: Sequence[str]) -> mx.array:
+    """Return float[n, M, D]: the memories of documents by their keys. Raises KeyError where one is not there."""
+    found = [memories.rows[key] for key in keys]
     words = mx.array(np.stack([shard[row] for shard, row, _ in found]))
     return words.view(getattr(mx, found[0][2]))

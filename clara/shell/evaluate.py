@@ -29,12 +29,16 @@ from clara.io.evaluation.predictions import (
     write_predictions,
     write_scores,
 )
+from clara.io.evaluation.systems import serves
 from clara.io.files import locked, write_atomic
+from clara.io.report.document import Report, Section
+from clara.io.report.markdown import markdown, section
 from clara.shell.arguments import flag, flag_form
+from clara.shell.evaluation.answering import answered
+from clara.shell.evaluation.choosing import Bench, prompt_size, read_by
 from clara.shell.evaluation.documents import compress_documents
-from clara.shell.evaluation.plan import EvaluateOptions, Plan, heading, plan_of, write_config
+from clara.shell.evaluation.plan import EvaluateOptions, Plan, heading, plan_of, require_same, write_config
 from clara.shell.evaluation.summary import scores_of, tables
-from clara.shell.evaluation.systems import SYSTEMS, Bench, answered, read_by, serves
 from clara.shell.interrupt import interruptible
 from clara.shell.memories import EVERY
 from clara.shell.options import leaves
@@ -83,6 +87,8 @@ def evaluate(plan: Plan) -> int:
     """Ask every system, keep what they answer, and print and write what that is worth; return the exit status."""
     print("\n".join(heading(plan.config)), flush=True)
     with locked(plan.out, "evaluating"):
+        # Another process may have written there since the plan was made.
+        plan = plan._replace(config=require_same(plan))
         write_config(plan)
         bench = compressed(plan)
         with interruptible("batch") as interrupted:
@@ -113,18 +119,20 @@ def run_system(plan: Plan, bench: Bench, name: str, interrupted: Callable[[], bo
     """Have a system answer the questions that it has not answered yet; return whether it has answered all.
 
     Batches do not depend on where an earlier run stopped: one of which a part is missing is answered anew. While a
-    system runs its predictions stand in the order of batches, then in that of the questions.
+    system runs its predictions stand in the order of batches, then in that of the questions. The first batch is also
+    answered once before, so that no time holds what is done once.
     """
     questions = [each for each in plan.questions if serves(name, each, bench.corpus)]
     path = predictions_path(plan.out, name)
     found = {each.id: each for each in read_predictions(path)}
-    batches = batches_of(name, questions, plan.options.batch_size)
+    batches = batches_of(bench, name, questions, plan.options.batch_size)
     rest = [batch for batch in batches if any(each.id not in found for each in batch)]
     if rest:
         dropped = {each.id for batch in rest for each in batch}
         found = {id_: each for id_, each in found.items() if id_ not in dropped}
         write_predictions(path, list(found.values()))
         mx.reset_peak_memory()
+        answered(bench, name, rest[0])
     begun = told = time.perf_counter()
     done = before = len(found)
     for batch in rest:
@@ -145,18 +153,12 @@ def run_system(plan: Plan, bench: Bench, name: str, interrupted: Callable[[], bo
     return True
 
 
-def batches_of(name: str, questions: Sequence[Question], size: int) -> list[list[Question]]:
+def batches_of(bench: Bench, name: str, questions: Sequence[Question], size: int) -> list[list[Question]]:
     """Return the questions in batches of one task and of similar prompts, the shortest first."""
-
-    def length(question: Question) -> tuple[int, int]:
-        documents = question.known if SYSTEMS[name].reads == "known" else ()
-        if SYSTEMS[name].tuned:
-            return len(documents), len(question.text)
-        return 0, sum(map(len, documents)) + len(question.text)
-
+    sizes = {each.id: prompt_size(bench, name, each) for each in questions}
     batches = []
     for task in ("qa", "paraphrase"):
-        order = sorted((each for each in questions if each.task == task), key=length)
+        order = sorted((each for each in questions if each.task == task), key=lambda each: sizes[each.id])
         batches += [order[i : i + size] for i in range(0, len(order), size)]
     return batches
 
@@ -186,12 +188,11 @@ def finish(plan: Plan) -> None:
         if len(answers) == sum(serves(name, each, plan.bench.corpus) for each in plan.questions):
             predictions[name] = answers
     scores = scores_of(predictions, read_peaks(plan.out), plan.options.seed)
-    title = f"# Evaluation on {Path(plan.config['data']).name}"
-    facts = "\n".join(f"- {fact}" for fact in heading(plan.config))
-    found = tables(scores)
+    found = Section("Scores", tuple(tables(scores)))
+    report = Report(f"Evaluation on {Path(plan.config['data']).name}", tuple(heading(plan.config)), (found,))
     write_scores(plan.out, scores)
-    write_atomic(plan.out / SUMMARY, f"{title}\n\n{facts}\n\n{found}\n".encode())
-    print(f"\n{found}\n\nwritten: {plan.out}")
+    write_atomic(plan.out / SUMMARY, markdown(report, {}).encode())
+    print("\n" + "\n\n".join([*section(found, 2, {}), f"written: {plan.out}"]))
 
 
 if __name__ == "__main__":

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import mlx.core as mx
 from mlx.utils import tree_reduce
 
 from clara.core.types import Params
+from clara.io.evaluation.labels import SCORES, rank_labels
 from clara.io.records import Record
 from clara.shell.loop import Step
 from clara.shell.options import Options
@@ -57,21 +58,6 @@ def heldout_line(means: Mapping[str, float], step: int) -> str:
     scores = [f"{label} {means[name]:.3f}" for name, label in SCORES.items() if name in means]
     parts += [", ".join(group) for group in (ranks, scores) if group]
     return f"held-out after step {step}: " + "; ".join(parts or [f"loss {means['loss']:.3f}"])
-
-
-SCORES = {"exact_match": "EM", "cover_exact_match": "cover-EM", "token_f1": "F1"}
-"""How the scores of answers are called."""
-
-
-def is_rank(name: str) -> bool:
-    """Return whether a metric tells how candidates rank."""
-    return name == "mrr" or name.startswith(("recall_at_", "precision_at_"))
-
-
-def rank_labels(means: Iterable[str]) -> list[tuple[str, str]]:
-    """Return (metric, how it is called) of every ranking metric among those named: recall_at_1 is recall@1."""
-    names = [name for name in means if is_rank(name)]
-    return [(name, "MRR" if name == "mrr" else name.replace("_at_", "@")) for name in names]
 
 
 def clock(seconds: float) -> str:

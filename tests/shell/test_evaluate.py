@@ -15,11 +15,15 @@ from folders import tiny_folder, write_choices, write_records
 from pdfs import column, write_pdf
 from runs import tiny_run
 
+from clara.io.errors import ClaraError
 from clara.io.evaluation.formats import Question
 from clara.io.evaluation.predictions import Prediction, read_predictions, read_scores
+from clara.io.evaluation.systems import SYSTEMS
 from clara.shell import evaluate
 from clara.shell.evaluate import batches_of, read_arguments, read_peaks
-from clara.shell.evaluation.systems import SYSTEMS, answered
+from clara.shell.evaluation.answering import answered
+from clara.shell.evaluation.choosing import Bench, index_words, prompt_size
+from clara.shell.evaluation.plan import plan_of, write_config
 
 METHOD = (
     "CLaRa stands for Continuous Latent Reasoning. A document enters the compressor and comes out as a few memory",
@@ -92,15 +96,16 @@ def test_a_folder_holds_predictions_scores_and_tables(whole: Path) -> None:
         assert ("mrr" in each.means) == (each.system in ("memory_retrieved", "memory_tfidf", "text_tfidf", "text_bm25"))
     assert {each.first for each in scores.comparisons} == {"memory"} and len(scores.comparisons) == 8 * 3
     text = (whole / "summary.md").read_text("utf-8")
-    assert text.startswith("# Evaluation on choices.jsonl\n\n- checkpoint ") and text.count("| memory_shuffled ") == 2
+    assert text.startswith("# Evaluation on choices.jsonl\n\ncheckpoint ") and text.count("| memory_shuffled ") == 2
+    assert "ranking of each question's own candidates" in text
     config = json.loads((whole / "config.json").read_bytes())
     assert config["systems"] == list(SYSTEMS) and config["questions"] == 7
 
 
 def test_batches_do_not_change_an_answer(whole: Path, command: Run, tmp_path: Path) -> None:
-    status, _, err = command("--batch-size", "1", "--out", tmp_path / "out", "--systems", "memory,text")
+    status, _, err = command("--batch-size", "1", "--out", tmp_path / "out", "--systems", "memory,text,text_bm25")
     assert (status, err) == (0, "")
-    for name in ("memory", "text"):
+    for name in ("memory", "text", "text_bm25"):
         assert untimed(tmp_path / "out", name) == untimed(whole, name)
 
 
@@ -135,8 +140,12 @@ def test_a_finished_run_computes_nothing(whole: Path, command: Run, monkeypatch:
 def test_ctrl_c_ends_after_a_batch_and_the_same_command_goes_on(
     whole: Path, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    calls = list[str]()
+
     def interrupting(*arguments: Any) -> list[Prediction]:
-        signal.raise_signal(signal.SIGINT)
+        calls.append("")
+        if len(calls) == 2:  # the first call warms up
+            signal.raise_signal(signal.SIGINT)
         return answered(*arguments)
 
     monkeypatch.setattr(evaluate, "answered", interrupting)
@@ -146,6 +155,35 @@ def test_ctrl_c_ends_after_a_batch_and_the_same_command_goes_on(
     monkeypatch.setattr(evaluate, "answered", answered)
     assert command("--out", tmp_path / "out", "--systems", "text")[0] == 0
     assert untimed(tmp_path / "out", "text") == untimed(whole, "text")
+
+
+def test_the_first_batch_is_answered_once_before_it_is_timed(
+    whole: Path, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = list[tuple[str, list[str]]]()
+
+    def noted(bench: Any, name: str, questions: list[Question]) -> list[Prediction]:
+        calls.append((name, [each.id for each in questions]))
+        return answered(bench, name, questions)
+
+    monkeypatch.setattr(evaluate, "answered", noted)
+    assert command("--out", tmp_path / "out", "--systems", "text,closed_book")[0] == 0
+    for name in ("text", "closed_book"):
+        batches = [ids for system, ids in calls if system == name]
+        assert len(batches) == 1 + 3 and batches[0] == batches[1] != batches[2]
+        assert untimed(tmp_path / "out", name) == untimed(whole, name)
+
+
+def test_a_folder_that_another_process_took_meanwhile_is_refused(run: Path, data: Path, tmp_path: Path) -> None:
+    arguments = ["--checkpoint", run, "--data", data, "--out", tmp_path / "out", "--systems", "closed_book"]
+    plan = plan_of(read_arguments([str(each) for each in arguments]))
+    (tmp_path / "out").mkdir()
+    write_config(plan._replace(config={**plan.config, "seed": 9}))
+    with pytest.raises(ClaraError, match="holds an evaluation with seed 9, not 0"):
+        evaluate.evaluate(plan)
+    write_config(plan._replace(config={**plan.config, "systems": ["text"]}))
+    assert evaluate.evaluate(plan) == 0
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["systems"] == ["text", "closed_book"]
 
 
 def test_systems_are_added_to_a_folder(whole: Path, command: Run, tmp_path: Path) -> None:
@@ -227,13 +265,18 @@ def test_help_names_every_system_and_format(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_batches_hold_each_question_once_and_similar_ones_together(name: str) -> None:
     questions = [
-        Question(str(i), "q" * (i * 7 % 13), ("a",), ("d" * (i * 5 % 11),), (), (), "qa" if i % 4 else "paraphrase")
+        Question(
+            *(str(i), f"w{i % 5} " + "q" * (i * 7 % 13), ("a",), (f"w{i % 5} " + "d" * (i * 5 % 11),), (), ()),
+            "qa" if i % 4 else "paraphrase",
+        )
         for i in range(22)
     ]
-    batches = batches_of(name, questions, 4)
+    texts = tuple(dict.fromkeys(each.documents[0] for each in questions))
+    others = {each.id: texts[:1] for each in questions}
+    bench: Any = Bench(None, texts, index_words(texts, questions), others, 2, 8)  # type: ignore[arg-type]
+    batches = batches_of(bench, name, questions, 4)
     assert sorted(int(each.id) for batch in batches for each in batch) == list(range(22))
     assert all(len({each.task for each in batch}) == 1 and len(batch) <= 4 for batch in batches)
     assert len(batches) == 4 + 2
-    texts = name == "text"
-    sizes = [len(each.text) + texts * len(each.documents[0]) for batch in batches[:4] for each in batch]
+    sizes = [prompt_size(bench, name, each) for batch in batches[:4] for each in batch]
     assert sizes == sorted(sizes)

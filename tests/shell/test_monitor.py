@@ -13,6 +13,7 @@ import pytest
 from folders import tiny_folder, tiny_options, write_choices, write_records
 
 from clara.core.types import TrainState
+from clara.io.evaluation.labels import is_rank
 from clara.io.records import Record
 from clara.io.retention import Best, checkpoints, mark_best, read_best, step_of
 from clara.io.runlog import METRICS, append_event, read_events
@@ -20,7 +21,6 @@ from clara.shell.answer import answer
 from clara.shell.job import Job, prepare
 from clara.shell.loop import Step
 from clara.shell.monitor import draw, keep_best, measure, record_step, reply, show
-from clara.shell.progress import is_rank
 
 
 @pytest.fixture(scope="module", autouse=True)

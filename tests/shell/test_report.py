@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from evaluations import NASTY, SYSTEMS, write_evaluation, write_run
 
+from clara.io.evaluation.labels import decimals, label
 from clara.io.evaluation.predictions import Scores, predictions_path, read_scores, write_scores
 from clara.io.report.png import can_draw
 from clara.shell import report
-from clara.shell.reporting.labels import decimals, label
 
 Run = Callable[..., tuple[int, str, str]]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

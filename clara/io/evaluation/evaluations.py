@@ -33,6 +33,11 @@ class Facts(Struct, frozen=True, kw_only=True):
     compression_rate: int = 0
     """Document tokens that become one memory token."""
     num_memory_tokens: int = 0
+    doc_max_tokens: int = 0
+    documents: int = 0
+    documents_cut: int = 0
+    """Of these documents, those that are longer than doc_max_tokens."""
+    reasoner: bool = True
     data: str = ""
     data_fingerprint: str = ""
     questions: int = 0
@@ -40,6 +45,10 @@ class Facts(Struct, frozen=True, kw_only=True):
     """Questions that were drawn, by the seed; 0 for all."""
     seed: int = 0
     corpus: str = ""
+    corpus_fingerprint: str = ""
+    top_k: int = 0
+    max_tokens: int = 0
+    paraphrases: bool = False
     checkpoint: str = ""
     model: str = ""
     """The base."""
@@ -147,7 +156,8 @@ def read_facts(path: Path) -> Facts:
         raise ClaraError(f"{path / CONFIG}: damaged ({error})") from error
 
 
-def asked(evaluation: Evaluation) -> tuple[str, int, int]:
-    """Return what tells the questions of an evaluation from those of others."""
+def asked(evaluation: Evaluation) -> tuple[str | int, ...]:
+    """Return what has to be equal in evaluations for their numbers to be of one kind: questions, sources, base."""
     facts = evaluation.facts
-    return facts.data_fingerprint or facts.data, facts.limit, facts.seed if facts.limit else 0
+    questions = facts.data_fingerprint or facts.data, facts.limit, facts.seed if facts.limit else 0, facts.paraphrases
+    return *questions, facts.corpus_fingerprint or facts.corpus, facts.top_k, facts.max_tokens, facts.model

@@ -31,8 +31,8 @@ class Question(NamedTuple):
 
     @property
     def known(self) -> tuple[str, ...]:
-        """The documents that hold the answer; all of them where that is not known."""
-        return tuple(self.documents[i] for i in self.positives) or self.documents
+        """The distinct documents that hold the answer; all of them where that is not known."""
+        return tuple(dict.fromkeys([self.documents[i] for i in self.positives] or self.documents))
 
 
 class EvaluationRecord(Record, frozen=True, kw_only=True):

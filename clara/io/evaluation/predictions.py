@@ -36,11 +36,14 @@ class Prediction(Struct, frozen=True, kw_only=True):
     candidates: int = 0
     """Documents that they were chosen among."""
     ranking: dict[str, float] = {}
-    """How the system ranks the question's candidates: recall_at_1, recall_at_3, recall_at_5, precision_at_k, mrr."""
+    """How the system ranks the question's own candidates: recall_at_1, recall_at_3, recall_at_5, precision_at_k, mrr.
+    Empty where it has no choice of its own, or none of them or all are known to hold the answer."""
     metrics: dict[str, float] = {}
     """Scores of the answer, best over the golds; with `_first` behind the name, against the first gold alone."""
     seconds: dict[str, float] = {}
-    """compress, retrieve, prefill, decode; a batch's time is shared evenly."""
+    """compress, retrieve, prefill, decode, all of them warm; a batch's time is shared evenly. compress is what the
+    question's own documents took, all candidates where there was a choice; passages of a corpus are compressed
+    beforehand and charge nothing. retrieve is scoring and choosing the best."""
     prompt_tokens: int = 0
     tokens: int = 0
     """Tokens generated."""

@@ -43,10 +43,14 @@ def written(block: Block, level: int, images: Mapping[str, str]) -> Iterator[str
 
 
 def table(block: Table) -> str:
-    """Return a table, each row on one line."""
+    """Return a table, each row on one line; numbers stand under one another, so that it can be read as it is."""
     side = "---:" if block.numbers else "---"
     rows = [[plain(name) for name in block.columns], ["---", *[side] * (len(block.columns) - 1)]]
     rows += [[cell(value) for value in row] for row in block.rows]
+    if block.numbers:
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        rows = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in rows]
+        rows[1] = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

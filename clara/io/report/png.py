@@ -70,6 +70,7 @@ def draw_lines(place: Any, figure: Figure) -> None:
     for series in figure.series:
         few = len(series.points) <= 80
         look = {"color": colour(series), "marker": mark(series) if few else None, "markersize": 4, "linewidth": 1.5}
+        look["linestyle"] = "-" if series.style < len(LIGHT.series) else "--"
         across, up = [point.x for point in series.points], [point.y for point in series.points]
         if spread(series) is not None:
             place.errorbar(across, up, yerr=spread(series), capsize=2, label=series.name, **look)

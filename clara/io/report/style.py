@@ -68,6 +68,7 @@ svg .grid{stroke:var(--line);fill:none}
 svg .axis{stroke:var(--faint);fill:none}
 svg .ground{fill:var(--ground)}
 svg .line{fill:none;stroke-width:1.6;stroke-linejoin:round}
+svg .dashed{stroke-dasharray:5 3}
 svg .range{stroke:var(--ink);stroke-width:1.2;fill:none}
 svg .spread{fill:none}
 svg rect.mark{stroke:none}

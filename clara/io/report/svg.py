@@ -141,7 +141,8 @@ def spaced(ticks: tuple[float, ...], length: float, room: float) -> tuple[float,
 def line(figure: Figure, series: Series, frame: Frame) -> Iterator[str]:
     """Yield the line of a series with its intervals, and a mark at each point where they are few."""
     places = [(frame.x(point.x), frame.y(point.y)) for point in series.points]
-    yield f'<polyline class="{colour(series)} line" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>'
+    look = "line" if series.style < len(LIGHT.series) else "line dashed"
+    yield f'<polyline class="{colour(series)} {look}" points="{" ".join(f"{x:.1f},{y:.1f}" for x, y in places)}"/>'
     for point in series.points:
         if point.low < point.high:
             x, low, high = frame.x(point.x), frame.y(point.low), frame.y(point.high)

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple
 import mlx.core as mx
 
 from clara.core.collate import Tokens
-from clara.io.examples import encode_document
+from clara.io.examples import Encoder, encode_document
 from clara.io.memories import Memories, document_key, length_batches
 from clara.io.runlog import append_event, read_events
-from clara.shell.memories import BATCH, compress_all, compress_tokens
+from clara.io.tokens import encode
+from clara.shell.memories import BATCH, MULTIPLE, compress_all, compress_tokens
 from clara.shell.setup import Session
 
 
@@ -21,10 +22,15 @@ class Compressed(NamedTuple):
     """Documents that are there as memory."""
 
     memories: Memories
-    tokens: Mapping[str, Tokens]
-    """Of each text, in its frame."""
+    keys: Mapping[str, str]
+    """Of each text, by which its memory is found."""
     seconds: Mapping[str, float]
-    """What compressing each text took, as its batch's share."""
+    """What compressing each text takes once all is warm, as its batch's share."""
+
+
+def cut_documents(encoder: Encoder, texts: Iterable[str]) -> int:
+    """Return how many texts are longer than the tokens that a memory is made of."""
+    return sum(len(encode(encoder.tokenizer, text)) > encoder.doc_max_tokens for text in texts)
 
 
 def compress_documents(
@@ -32,22 +38,31 @@ def compress_documents(
 ) -> Compressed:
     """Return the memories of texts, from `root` or computed and put there, and what each took.
 
-    times: a file that keeps what each document took when it was computed. Of documents that were there before, the
-    seconds are reckoned from their length and the others' speed; where none was computed, that of one batch.
+    times: a file that keeps what each document took when it was computed, but not the first batch of a shape, which
+    also pays for what is done once. Of documents without such a time, the seconds are reckoned from their length and
+    the others' speed; where there are no others, that of one batch which is computed again, warm.
     """
     tokens = {text: encode_document(session.encoder, text) for text in texts}
     documents = list(dict.fromkeys(tokens.values()))
+    keys = {document: document_key(document) for document in documents}
+    warm = set[tuple[int, int]]()
 
     def keep(batch: Sequence[Tokens], seconds: float) -> None:
-        append_event(times, {"keys": [document_key(document) for document in batch], "seconds": seconds})
+        append_event(times, {"keys": [keys[document] for document in batch], "seconds": seconds})
 
-    memories = compress_all(session, documents, root, notify, keep)
+    def timed(batch: Sequence[Tokens], seconds: float) -> None:
+        if (shape := (len(batch), -(-max(map(len, batch)) // MULTIPLE))) in warm:
+            keep(batch, seconds)
+        warm.add(shape)
+
+    memories = compress_all(session, documents, root, notify, timed)
     events = read_events(times)
     if documents and not events:
         keep(*timed_batch(session, documents))
         events = read_events(times)
-    took = seconds_of(events, documents)
-    return Compressed(memories, tokens, {text: took[each] for text, each in tokens.items()})
+    took = seconds_of(events, keys)
+    seconds = {text: took[each] for text, each in tokens.items()}
+    return Compressed(memories, {text: keys[each] for text, each in tokens.items()}, seconds)
 
 
 def timed_batch(session: Session, documents: Sequence[Tokens]) -> tuple[Sequence[Tokens], float]:
@@ -60,11 +75,13 @@ def timed_batch(session: Session, documents: Sequence[Tokens]) -> tuple[Sequence
     return batch, time.perf_counter() - begun
 
 
-def seconds_of(events: Sequence[Mapping[str, Any]], documents: Sequence[Tokens]) -> dict[Tokens, float]:
-    """Return what compressing each document took, by events that have some documents' keys and their seconds."""
+def seconds_of(events: Sequence[Mapping[str, Any]], keys: Mapping[Tokens, str]) -> dict[Tokens, float]:
+    """Return what compressing each document took, by events that have some documents' keys and their seconds.
+
+    keys: of each document.
+    """
     known = {key: event["seconds"] / len(event["keys"]) for event in events for key in event["keys"]}
-    keys = {document: document_key(document) for document in documents}
-    measured = [document for document in documents if keys[document] in known]
+    measured = [document for document in keys if keys[document] in known]
     total = sum(map(len, measured))
     speed = sum(known[keys[document]] for document in measured) / total if total else 0.0
-    return {document: known.get(keys[document], speed * len(document)) for document in documents}
+    return {document: known.get(keys[document], speed * len(document)) for document in keys}

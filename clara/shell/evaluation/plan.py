@@ -12,7 +12,6 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from clara.core.lexical import build_index
 from clara.io.base import load_base_tokenizer
 from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint, versions
 from clara.io.corpus.cutting import cut
@@ -21,11 +20,15 @@ from clara.io.corpus.pdf import read_pdf
 from clara.io.errors import ClaraError
 from clara.io.evaluation.evaluations import read_config
 from clara.io.evaluation.formats import FORMATS, Question
+from clara.io.evaluation.labels import STAND_IN, cut_text
 from clara.io.evaluation.predictions import CONFIG
 from clara.io.evaluation.questions import PAPER, QuestionSet, read_questions
+from clara.io.evaluation.systems import SYSTEMS, other_documents, serves
 from clara.io.files import write_atomic
-from clara.shell.answer import MAX_TOKENS, memory_prompt
-from clara.shell.evaluation.systems import SYSTEMS, Bench, other_documents, serves
+from clara.shell.answer import MAX_TOKENS, has_reasoner, memory_prompt, text_prompt
+from clara.shell.evaluation.answering import wording
+from clara.shell.evaluation.choosing import WORDS, Bench, candidates_of, index_words
+from clara.shell.evaluation.documents import cut_documents
 from clara.shell.options import Options, to_options
 from clara.shell.retrieve import default_search
 from clara.shell.setup import data_fingerprint
@@ -87,13 +90,12 @@ def plan_of(options: EvaluateOptions) -> Plan:
     corpus = corpus_of(options, found, trained)
     questions = drawn(found.questions, options.limit, options.seed)
     systems = systems_of(options.systems, questions, corpus)
-    others = {}
-    if "memory_shuffled" in systems:
-        others = other_documents([each for each in questions if each.documents], options.seed)
+    others = others_of(options, questions) if "memory_shuffled" in systems else None
+    systems = [name for name in systems if others is not None or name != "memory_shuffled"]
     session = session_of(checkpoint, options.model)
-    words = build_index(corpus) if any(SYSTEMS[name].reads in ("tfidf", "bm25") for name in systems) else None
+    words = index_words(corpus, questions) if any(SYSTEMS[name].reads in WORDS for name in systems) else None
     top_k = options.top_k or default_search(session).top_k
-    bench = Bench(session, corpus, words, others, top_k, options.max_tokens)
+    bench = Bench(session, corpus, words, others or {}, top_k, options.max_tokens)
     require_room(bench, questions, systems)
     out = Path(options.out or default_folder(checkpoint, options.data or options.paper)).expanduser()
     plan = Plan(options, bench, questions, systems, out, config_of(options, bench, found, questions, checkpoint))
@@ -125,7 +127,7 @@ def systems_of(names: str, questions: Sequence[Question], corpus: Sequence[str])
     """Return the systems that are named, or all that can be asked. Raises ClaraError for one that cannot."""
     served = [name for name in SYSTEMS if any(serves(name, question, corpus) for question in questions)]
     if names == "all":
-        return served if len({each.known for each in questions}) > 1 else [n for n in served if n != "memory_shuffled"]
+        return served
     wanted = list(dict.fromkeys(name.strip() for name in names.split(",")))
     if unknown := [name for name in wanted if name not in SYSTEMS]:
         raise ClaraError(f"--systems {', '.join(unknown)}: not one of {', '.join(SYSTEMS)}")
@@ -138,20 +140,43 @@ def systems_of(names: str, questions: Sequence[Question], corpus: Sequence[str])
     return wanted
 
 
+def others_of(options: EvaluateOptions, questions: Sequence[Question]) -> dict[str, tuple[str, ...]] | None:
+    """Return the documents of another question for each one; None, with a note, where only `all` wants them in vain."""
+    try:
+        return other_documents([each for each in questions if each.documents], options.seed)
+    except ClaraError as error:
+        if options.systems != "all":
+            raise
+        print(f"note      without memory_shuffled: {str(error).partition(';')[0]}")
+        return None
+
+
 def require_room(bench: Bench, questions: Sequence[Question], systems: Sequence[str]) -> None:
-    """Raise ClaraError where the base's context does not hold the memories of a question."""
-    counts = {
-        "known": max(len(each.known) for each in questions),
-        "other": max(map(len, bench.others.values()), default=0),
-        "nothing": 0,
-    }
+    """Raise ClaraError where the base's context does not hold what a system reads, and its answer, of some question."""
     for name in systems:
-        count = counts.get(SYSTEMS[name].reads, bench.top_k)
-        try:
-            if SYSTEMS[name].tuned:
-                memory_prompt(bench.session, count, questions[0].text, bench.max_tokens)
-        except ClaraError as error:
-            raise ClaraError(f"system {name} reads {count} documents: {error}") from error
+        widest: dict[str, tuple[int, Question]] = {}
+        for question in questions:
+            count = most_read(bench, name, question)
+            if serves(name, question, bench.corpus) and count > widest.get(question.task, (-1, question))[0]:
+                widest[question.task] = count, question
+        for count, question in widest.values():
+            session, room = wording(bench, question)
+            try:
+                if SYSTEMS[name].tuned:
+                    memory_prompt(session, count, question.text, room)
+                else:
+                    text_prompt(session, [*question.documents, *bench.corpus][: bool(count)], question.text, room)
+            except (ClaraError, ValueError) as error:
+                raise ClaraError(f"system {name} reads {count} documents: {error}") from error
+
+
+def most_read(bench: Bench, name: str, question: Question) -> int:
+    """Return how many documents a system reads for a question, at most."""
+    reads = SYSTEMS[name].reads
+    fixed = {"known": question.known, "other": bench.others.get(question.id, ()), "nothing": ()}
+    if reads in fixed:
+        return len(fixed[reads])
+    return min(bench.top_k, len(candidates_of(bench, question) if reads == "candidates" else bench.corpus))
 
 
 def default_folder(checkpoint: Checkpoint, source: str) -> Path:
@@ -171,7 +196,6 @@ def config_of(
     """Return all that an evaluation's numbers depend on, and what it was made of, as plain data."""
     memory, manifest = bench.session.config.memory, checkpoint.manifest
     settings = ("limit", "batch_size", "max_tokens", "seed", "paraphrases")
-    texts = hashlib.sha256("\0".join(bench.corpus).encode("utf-8", "replace"))
     return {
         "checkpoint": str(checkpoint.path),
         "parameters": manifest.files[PARAMS][:16],
@@ -188,14 +212,32 @@ def config_of(
         "questions": len(questions),
         "left_out": found.left_out,
         "corpus": options.corpus or options.paper or options.data,
-        "passages": len(bench.corpus),
-        "corpus_fingerprint": texts.hexdigest()[:16],
-        "top_k": bench.top_k,
+        **bench_facts(bench, questions),
         **{name: getattr(options, name) for name in settings},
         "systems": [],
         "device": mx.default_device().type.name,
         "versions": versions(),
     }
+
+
+def bench_facts(bench: Bench, questions: Sequence[Question]) -> dict[str, Any]:
+    """Return what answers depend on besides options and files: passages, prompts, whether a reasoner chooses."""
+    encoder = bench.session.encoder
+    documents = {*bench.corpus, *(text for question in questions for text in question.documents)}
+    return {
+        "passages": len(bench.corpus),
+        "corpus_fingerprint": hashed("\0".join(bench.corpus).encode("utf-8", "replace")),
+        "top_k": bench.top_k,
+        "documents": len(documents),
+        "documents_cut": cut_documents(encoder, documents),
+        "prompts": hashed(msgspec.json.encode(encoder.prompts)),
+        "reasoner": has_reasoner(bench.session),
+    }
+
+
+def hashed(content: bytes) -> str:
+    """Return 16 hexadecimal digits of a content."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def require_same(plan: Plan) -> dict[str, Any]:
@@ -236,4 +278,8 @@ def heading(config: Mapping[str, Any]) -> list[str]:
         lines.append(
             f"corpus {config['corpus']}: {config['passages']:,} passages, of which {config['top_k']} are chosen"
         )
+    if config["documents_cut"]:
+        lines.append(cut_text(config["documents_cut"], config["documents"], config["doc_max_tokens"]))
+    if "memory_retrieved" in config["systems"] and not config["reasoner"]:
+        lines.append(f"note: {STAND_IN} (memory_retrieved)")
     return lines

@@ -8,16 +8,9 @@ from statistics import fmean, median
 import numpy as np
 
 from clara.core.statistics import bootstrap_interval, sign_flip_test
+from clara.io.evaluation.labels import ANSWERS, NONE, PARTS, RANKING, RANKS, interval, is_rank, label, p_text
 from clara.io.evaluation.predictions import Comparison, Interval, Prediction, Scores, SystemScores
-from clara.shell.reporting.labels import decimals, label, p_text
-
-METRICS = ("exact_match", "cover_exact_match", "token_f1", "keyword_match", "rouge_l", "entities")
-"""Scores of answers in the tables, in this order."""
-
-RANKS = ("recall_at_1", "mrr")
-
-PARTS = ("compress", "retrieve", "prefill", "decode")
-"""Of the time that a question takes."""
+from clara.io.report.document import Cell, Table
 
 
 def scores_of(predictions: Mapping[str, Sequence[Prediction]], peaks: Mapping[str, int], seed: int) -> Scores:
@@ -28,7 +21,7 @@ def scores_of(predictions: Mapping[str, Sequence[Prediction]], peaks: Mapping[st
         compared
         for name in predictions
         if name != first
-        for metric in METRICS
+        for metric in ANSWERS
         if (compared := comparison(predictions[first], predictions[name], metric, seed))
     ]
     return Scores(systems=systems, comparisons=comparisons)
@@ -70,65 +63,59 @@ def interval_of(values: Sequence[float], seed: int) -> Interval:
     return Interval(*bootstrap_interval(values, np.random.default_rng([seed, 4])))
 
 
-def tables(scores: Scores) -> str:
-    """Return the tables of an evaluation as Markdown that can be read as it is."""
-    parts = [answers_table(scores), costs_table(scores)]
-    return "\n\n".join([*parts, tests_table(scores)] if scores.comparisons else parts)
+def tables(scores: Scores) -> list[Table]:
+    """Return the tables of an evaluation: answers and ranking, cost, and paired tests where there are two systems."""
+    return [answers_table(scores), costs_table(scores), *([tests_table(scores)] if scores.comparisons else [])]
 
 
-def answers_table(scores: Scores) -> str:
+def answers_table(scores: Scores) -> Table:
     """Return a row for each system: the means of its metrics, with 95 % bootstrap intervals."""
-    metrics = [metric for metric in (*METRICS, *RANKS) if any(metric in each.means for each in scores.systems)]
-    rows = [
-        [each.system, f"{each.questions:,}", *(spread(each.means.get(metric)) for metric in metrics)]
+    metrics = [metric for metric in (*ANSWERS, *RANKS) if any(metric in each.means for each in scores.systems)]
+    rows = (
+        (
+            Cell(each.system),
+            Cell(f"{each.questions:,}"),
+            *(interval(each.means[metric]) if metric in each.means else NONE for metric in metrics),
+        )
         for each in scores.systems
-    ]
-    return table(["system", "questions", *map(label, metrics)], rows)
+    )
+    caption = "Answers: means over the questions, with 95 % bootstrap intervals"
+    if any(map(is_rank, metrics)):
+        caption += f"; {RANKING}"
+    return Table(caption, ("system", "questions", *map(label, metrics)), tuple(rows))
 
 
-def costs_table(scores: Scores) -> str:
+def costs_table(scores: Scores) -> Table:
     """Return a row for each system: mean prompt tokens, median milliseconds of a question, peak memory."""
-    rows = [
-        [
-            each.system,
-            f"{each.prompt_tokens:,.0f}",
-            *(f"{1000 * each.seconds[part]:,.0f}" for part in PARTS),
-            f"{each.peak_bytes / 1e9:.2f}" if each.peak_bytes else "–",
-        ]
+    rows = (
+        (
+            Cell(each.system),
+            Cell(f"{each.prompt_tokens:,.0f}"),
+            *(Cell(f"{1000 * each.seconds[part]:,.0f}") for part in PARTS),
+            Cell(f"{each.peak_bytes / 1e9:.2f}") if each.peak_bytes else NONE,
+        )
         for each in scores.systems
-    ]
-    return table(["system", "prompt tokens", *(f"{part} ms" for part in PARTS), "peak GB"], rows)
+    )
+    columns = ("system", "prompt tokens", *(f"{part} ms" for part in PARTS), "peak GB")
+    return Table("Cost of a question: mean prompt tokens, median times, peak memory", columns, tuple(rows))
 
 
-def tests_table(scores: Scores) -> str:
+def tests_table(scores: Scores) -> Table:
     """Return a row for each pair of systems: the difference in each metric with its 95 % interval, and the p-value."""
     found = {(each.second, each.metric): each for each in scores.comparisons}
-    metrics = [metric for metric in METRICS if any(each.metric == metric for each in scores.comparisons)]
+    metrics = [metric for metric in ANSWERS if any(each.metric == metric for each in scores.comparisons)]
     first = scores.comparisons[0].first
-    rows = [
-        [f"{first} − {second}", *(tested(found.get((second, metric))) for metric in metrics)]
+    rows = (
+        (Cell(f"{first} − {second}"), *(tested(found.get((second, metric))) for metric in metrics))
         for second in dict.fromkeys(each.second for each in scores.comparisons)
-    ]
-    return table(["paired test", *map(label, metrics)], rows)
+    )
+    caption = "Paired tests: difference of the means with its 95 % interval; p of a two-sided sign-flip test"
+    return Table(caption, ("pair", *map(label, metrics)), tuple(rows))
 
 
-def tested(compared: Comparison | None) -> str:
+def tested(compared: Comparison | None) -> Cell:
     """Return a difference, its interval and how likely one as large is between systems that are alike."""
-    return f"{spread(compared.difference)} p {p_text(compared.p_value)}" if compared else "–"
-
-
-def spread(value: Interval | None) -> str:
-    """Return a mean and its interval."""
-    return f"{decimals(value.mean)} [{decimals(value.low)}, {decimals(value.high)}]" if value else "–"
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a Markdown table whose columns stand under one another; the first is at the left, the others right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-
-    def line(row: Sequence[str]) -> str:
-        cells = [cell.rjust(width) for cell, width in zip(row, widths, strict=True)]
-        return f"| {' | '.join([row[0].ljust(widths[0]), *cells[1:]])} |"
-
-    rule = f"|{'|'.join(['-' * (widths[0] + 2), *('-' * (width + 1) + ':' for width in widths[1:])])}|"
-    return "\n".join([line(head), rule, *map(line, rows)])
+    if compared is None:
+        return NONE
+    difference = interval(compared.difference)
+    return difference._replace(note=f"{difference.note}, p {p_text(compared.p_value)}")

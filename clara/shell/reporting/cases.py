@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from clara.core.figures import number
 from clara.io.evaluation.evaluations import Evaluation
+from clara.io.evaluation.labels import NONE, label
 from clara.io.evaluation.predictions import Prediction
 from clara.io.report.document import Cell, Section, Table
-from clara.shell.reporting.labels import NONE, label
 
 LONGEST = 400
 """Characters of an answer that are shown."""

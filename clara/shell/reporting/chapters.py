@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clara.io.evaluation.evaluations import EVALUATIONS, Evaluation, Run, asked
+from clara.io.evaluation.labels import NONE, decimals, interval, label
 from clara.io.report.document import Block, Cell, Picture, Report, Section, Table
 from clara.shell.reporting.cases import cases
 from clara.shell.reporting.costs import cost_figures
 from clara.shell.reporting.curves import loss_figure, rank_figure
-from clara.shell.reporting.labels import NONE, decimals, interval, label
 from clara.shell.reporting.rates import rate_figures
 from clara.shell.reporting.scoreboard import main_metric, metrics_of, scoreboard, shown
 
@@ -96,8 +96,8 @@ def finding(title: str, evaluation: Evaluation) -> str:
 
 
 def by_questions(evaluations: Iterable[Evaluation]) -> list[list[Evaluation]]:
-    """Return the evaluations in groups of which each was asked the same questions."""
-    groups: dict[tuple[str, int, int], list[Evaluation]] = {}
+    """Return the evaluations in groups of which each was asked the same questions, in the same way."""
+    groups: dict[tuple[str | int, ...], list[Evaluation]] = {}
     for each in evaluations:
         groups.setdefault(asked(each), []).append(each)
     return list(groups.values())
@@ -112,11 +112,14 @@ def rates(evaluations: Iterable[Evaluation]) -> Iterator[Section]:
 
 
 def costs(evaluations: Sequence[Evaluation]) -> Iterator[Section]:
-    """Yield what a question costs, for each compression rate."""
-    for rate in sorted({each.facts.compression_rate for each in evaluations}):
-        group = [each for each in evaluations if each.facts.compression_rate == rate]
-        if figures := cost_figures(group, f"costs-{rate}"):
-            yield Section(f"Compression rate {rate or 'unknown'}", tuple(figures))
+    """Yield what a question costs, for each compression rate, base and device."""
+    groups: dict[tuple[int, str, str], list[Evaluation]] = {}
+    for each in evaluations:
+        groups.setdefault((each.facts.compression_rate, each.facts.model, each.facts.device), []).append(each)
+    for i, ((rate, *where), group) in enumerate(sorted(groups.items()), 1):
+        if figures := cost_figures(group, f"costs-{i}"):
+            title = ", ".join([f"Compression rate {rate or 'unknown'}", *filter(None, where)])
+            yield Section(title, tuple(figures))
 
 
 def training(runs: Sequence[Run]) -> Iterator[Section]:

@@ -9,10 +9,9 @@ import numpy as np
 
 from clara.core.figures import Figure, Point, Series, number
 from clara.io.evaluation.evaluations import Evaluation
+from clara.io.evaluation.labels import NONE, PARTS, counted, style
 from clara.io.evaluation.predictions import Prediction
 from clara.io.report.document import Cell, Picture, Table
-from clara.shell.evaluation.summary import PARTS
-from clara.shell.reporting.labels import NONE, counted, style
 
 Values = dict[str, dict[int, list[float]]]
 """System → number of documents → a value for each question."""

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clara.core.figures import Figure, Series, points, thinned
-from clara.shell.progress import is_rank, rank_labels
+from clara.io.evaluation.labels import is_rank, rank_labels
 
 MOST = 400
 """Points of a curve; of a longer one, each is the mean of several steps."""

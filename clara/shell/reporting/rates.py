@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 
 from clara.core.figures import Figure, Point, Series
 from clara.io.evaluation.evaluations import Evaluation
+from clara.io.evaluation.labels import counted, label, style
 from clara.io.report.document import Picture
-from clara.shell.reporting.labels import counted, label, style
 
 
 def rate_figures(evaluations: Sequence[Evaluation], metrics: Iterable[str], name: str) -> list[Picture]:

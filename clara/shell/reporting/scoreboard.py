@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from clara.core.figures import Figure, Point, Series
 from clara.io.evaluation.evaluations import Evaluation
+from clara.io.evaluation.labels import NONE, RANKING, STAND_IN, counted, cut_text, interval, is_rank, label, p_text
 from clara.io.evaluation.predictions import Comparison, Scores, SystemScores
 from clara.io.report.document import Block, Cell, Picture, Section, Table
-from clara.shell.progress import is_rank
 from clara.shell.reporting.costs import cost_table
-from clara.shell.reporting.labels import NONE, counted, interval, label, p_text
 
 
 def scoreboard(evaluation: Evaluation, title: str, name: str) -> Section:
@@ -22,6 +21,7 @@ def scoreboard(evaluation: Evaluation, title: str, name: str) -> Section:
     first = [metric for metric in answers if metric.endswith("_first")]
     best = [metric for metric in answers if metric not in first]
     blocks: list[Block] = [
+        *notes(evaluation),
         means_table("Answers, best over all gold answers", systems, best),
         *(Picture(f"{name}-{each}", bars_of(systems, each)) for each in shown(best)),
         *paired(evaluation.scores),
@@ -30,8 +30,17 @@ def scoreboard(evaluation: Evaluation, title: str, name: str) -> Section:
         blocks.append(means_table("Answers, against the first gold answer alone", systems, first)._replace(folded=True))
     if ranks:
         having = [each for each in systems if any(map(is_rank, each.means))]
-        blocks.append(means_table("Ranking of each question's candidates", having, ranks))
+        blocks.append(means_table(RANKING.capitalize(), having, ranks))
     return Section(title, (*blocks, cost_table(evaluation)))
+
+
+def notes(evaluation: Evaluation) -> Iterator[str]:
+    """Yield what a reader of the numbers has to know of the way in which they came about."""
+    facts = evaluation.facts
+    if facts.documents_cut:
+        yield f"{cut_text(facts.documents_cut, facts.documents, facts.doc_max_tokens)}."
+    if not facts.reasoner and "memory_retrieved" in evaluation.predictions:
+        yield f"In memory_retrieved {STAND_IN}."
 
 
 def metrics_of(systems: Iterable[SystemScores]) -> list[str]:

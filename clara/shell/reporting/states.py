@@ -15,10 +15,10 @@ from clara.core.figures import Figure, Series, points
 from clara.core.projection import nearness, principal_plane
 from clara.io.corpus.passages import read_passages
 from clara.io.errors import ClaraError
+from clara.io.evaluation.labels import decimals
 from clara.io.report.document import Block, Picture, Section
 from clara.io.tokens import encode_batch
 from clara.shell.memories import BATCH, MULTIPLE
-from clara.shell.reporting.labels import decimals
 from clara.shell.setup import Session
 
 SEED = 0

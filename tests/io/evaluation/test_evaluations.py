@@ -98,13 +98,21 @@ def test_no_configuration_is_an_empty_one(tmp_path: Path) -> None:
     assert read_evaluation(tmp_path).facts.questions == 0
 
 
-def test_equal_questions_are_told_from_others(tmp_path: Path) -> None:
-    how = {
-        "one": {},
-        "same": {"seed": 7},
+def test_evaluations_are_of_one_kind_where_all_that_numbers_depend_on_is_equal(tmp_path: Path) -> None:
+    same = {"one": {}, "seed": {"seed": 7}, "rate": {"compression_rate": 64}, "device": {"device": "gpu"}}
+    other = {
         "part": {"limit": 5},
         "drawn": {"limit": 5, "seed": 7},
         "data": {"data": "x"},
+        "corpus": {"corpus": "y"},
+        "passages": {"corpus_fingerprint": "f"},
+        "top_k": {"top_k": 3},
+        "model": {"model": "z"},
+        "max_tokens": {"max_tokens": 9},
+        "paraphrases": {"paraphrases": True},
     }
-    found = {name: asked(read_evaluation(write_evaluation(tmp_path / name, count=1, **how[name]))) for name in how}
-    assert found["one"] == found["same"] and len(set(found.values())) == 4
+    found = {
+        name: asked(read_evaluation(write_evaluation(tmp_path / name, count=1, **how)))
+        for name, how in (same | other).items()
+    }
+    assert len({found[name] for name in same}) == 1 and len(set(found.values())) == 1 + len(other)

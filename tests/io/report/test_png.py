@@ -50,6 +50,12 @@ def test_equal_figures_give_equal_files(tmp_path: Path) -> None:
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
+def test_a_colour_that_comes_again_has_dashes(tmp_path: Path) -> None:
+    for style in (0, 40):  # of one colour and one mark
+        write_png(tmp_path / f"{style}", Figure("lines", "t", "x", "y", (RANGED._replace(style=style),)))
+    assert (tmp_path / "0").read_bytes() != (tmp_path / "40").read_bytes()
+
+
 def test_more_bars_make_a_higher_picture(tmp_path: Path) -> None:
     for count in (2, 9):
         series = Series("EM", points((i, 1) for i in range(count)))

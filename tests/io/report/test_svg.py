@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clara.core.figures import Figure, Point, Series, points
+from clara.io.report.style import FIGURE_RULES, LIGHT
 from clara.io.report.svg import HEIGHT, WIDTH, draw, escape, write_svg
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -55,6 +56,12 @@ def test_a_figure_has_a_line_for_each_series_and_a_mark_for_each_value() -> None
     assert [len(line) for line in polylines(root)] == [3, 2] and len(marks(root)) == 5
     assert {"Loss", "training", "held-out", "step", "nats"} <= set(texts(root))
     assert marks(root)[0][0].text == "training, at 1 4"
+
+
+def test_a_colour_that_comes_again_has_dashes() -> None:
+    root = parsed(lines(curve("first", (1, 4), (2, 2)), curve("ninth", (1, 3), (2, 1), style=len(LIGHT.series))))
+    looks = [line.attrib["class"] for line in root.iter(f"{SVG}polyline")]
+    assert looks == ["s0 line", "s0 line dashed"] and ".dashed{stroke-dasharray" in FIGURE_RULES
 
 
 def test_smaller_is_lower_and_later_is_further_right() -> None:

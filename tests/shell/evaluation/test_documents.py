@@ -9,10 +9,10 @@ import pytest
 from folders import tiny_folder, tiny_session
 
 from clara.io.examples import encode_document
-from clara.io.memories import document_key, read_memories
+from clara.io.memories import document_key, read_rows
 from clara.io.runlog import read_events
 from clara.shell.answer import compress_texts
-from clara.shell.evaluation.documents import compress_documents, seconds_of
+from clara.shell.evaluation.documents import compress_documents, cut_documents, seconds_of
 from clara.shell.setup import Session
 
 TEXTS = ["A lamp.", "x" * 80, "The lamp is red and old.", "A lamp.", "b"]
@@ -30,7 +30,7 @@ def quiet(line: str) -> None:
 
 def test_each_text_gets_its_memory_and_its_seconds(session: Session, tmp_path: Path) -> None:
     found = compress_documents(session, TEXTS, tmp_path / "memories", tmp_path / "times", quiet)
-    memory = read_memories(found.memories, [found.tokens[text] for text in TEXTS])
+    memory = read_rows(found.memories, [found.keys[text] for text in TEXTS])
     np.testing.assert_allclose(np.array(memory), np.array(compress_texts(session, TEXTS)), atol=1e-5)
     assert set(found.seconds) == set(TEXTS) and min(found.seconds.values()) > 0
     (event,) = read_events(tmp_path / "times")
@@ -63,4 +63,21 @@ def test_seconds_are_a_share_of_the_batch_or_reckoned_from_the_length(session: S
     ]
     # Frames add three tokens: 10 and 20 took 2 s each, so 30 take 4 s.
     assert [len(each) for each in (short, long, unknown)] == [10, 20, 30]
-    assert seconds_of(events, [short, long, unknown]) == {short: 2.0, long: 2.0, unknown: pytest.approx(4.0)}
+    keys = {each: document_key(each) for each in (short, long, unknown)}
+    assert seconds_of(events, keys) == {short: 2.0, long: 2.0, unknown: pytest.approx(4.0)}
+
+
+def test_the_first_batch_of_a_length_is_not_timed(
+    session: Session, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clara.shell.memories.BATCH", 2)
+    short, long = ["a", "bb", "ccc", "dddd", "eeeee", "ffffff"], ["x" * 31, "y" * 31, "z" * 32, "w" * 32]
+    found = compress_documents(session, [*short, *long], tmp_path / "memories", tmp_path / "times", quiet)
+    timed = [key for event in read_events(tmp_path / "times") for key in event["keys"]]
+    assert set(timed) == {found.keys[text] for text in [*short[2:], *long[2:]]}
+    assert min(found.seconds.values()) > 0
+
+
+def test_texts_beyond_the_tokens_of_a_memory_are_counted(session: Session) -> None:
+    assert session.encoder.doc_max_tokens == 32
+    assert cut_documents(session.encoder, ["x" * 32, "x" * 33, "é" * 17, ""]) == 2

@@ -13,8 +13,17 @@ from runs import tiny_run
 from clara.io.corpus.passages import Passage, encode_record, passage_record
 from clara.io.errors import ClaraError
 from clara.io.evaluation.formats import Question
-from clara.shell.evaluation.plan import EvaluateOptions, Plan, drawn, heading, plan_of, systems_of, write_config
-from clara.shell.evaluation.systems import SYSTEMS
+from clara.io.evaluation.systems import SYSTEMS
+from clara.shell.evaluation.plan import (
+    EvaluateOptions,
+    Plan,
+    drawn,
+    heading,
+    plan_of,
+    require_same,
+    systems_of,
+    write_config,
+)
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +133,52 @@ def test_more_memories_than_the_context_holds_are_refused(
     assert "system memory_retrieved reads 3 documents: " in refusal(run, data, systems="memory_retrieved,text")
 
 
+@pytest.mark.parametrize("name", ["memory", "text", "closed_book", "tuned_closed_book"])
+def test_a_context_that_does_not_even_hold_the_prompt_is_refused(
+    name: str, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clara.shell.setup.context_of", lambda loaded: 40)
+    assert f"system {name} reads " in refusal(run, data, systems=name, max_tokens=39)
+
+
+def test_the_room_of_a_paraphrase_is_that_of_a_document(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_records(tmp_path / "records.jsonl", range(2))
+    # With a memory the prompts take 83 tokens at least and 78: room for an answer of 1, not for one of 32.
+    monkeypatch.setattr("clara.shell.setup.context_of", lambda loaded: 100)
+    assert plan(run, data, systems="memory", max_tokens=1).systems == ["memory"]
+    assert "system memory reads 1 documents: " in refusal(run, data, systems="memory", max_tokens=1, paraphrases=True)
+
+
+def test_documents_that_memory_cuts_are_counted(run: Path, data: Path, tmp_path: Path) -> None:
+    corpus = tmp_path / "corpus.jsonl"
+    texts = ("A lamp.", "x" * 32, "x" * 33)
+    corpus.write_bytes(b"".join(encode_record(passage_record(Passage(text=text))) for text in texts))
+    found = plan(run, data, corpus=str(corpus))
+    documents = {text for question in found.questions for text in question.documents} | set(texts)
+    assert (found.config["documents"], found.config["documents_cut"]) == (len(documents), 1)
+    assert f"1 of {len(documents)} documents were cut to 32 tokens for memory, not for text" in heading(found.config)
+    assert not any("were cut" in line for line in heading(plan(run, data).config))
+
+
+def test_that_no_reasoner_was_trained_is_said(run: Path, base: Path, data: Path) -> None:
+    pretrained = tiny_run(base, base.parent / "without")
+    for source, systems, said in ((run, "all", False), (pretrained, "memory", False), (pretrained, "all", True)):
+        config = plan(source, data, systems=systems).config
+        assert config["reasoner"] is (source is run)
+        assert any("no reasoner was trained" in line for line in heading(config)) is said
+
+
+def test_a_folder_must_agree_in_prompts_and_reasoner(run: Path, data: Path, tmp_path: Path) -> None:
+    found = plan(run, data, out=str(tmp_path / "out"), systems="text")
+    found.out.mkdir()
+    for name, other in (("prompts", "others"), ("reasoner", False)):
+        write_config(found._replace(config={**found.config, name: other}))
+        with pytest.raises(ClaraError, match=f"holds an evaluation with {name} {other!r}, not"):
+            require_same(found)
+
+
 def test_a_folder_of_another_evaluation_is_refused_by_its_fields(run: Path, data: Path, tmp_path: Path) -> None:
     first = plan(run, data, out=str(tmp_path / "out"), systems="text")
     first.out.mkdir()
@@ -146,7 +201,16 @@ def test_a_limit_draws_by_the_seed_and_keeps_the_order() -> None:
     assert all(sorted(each, key=questions.index) == each and len(set(each)) == 9 for each in some)
 
 
-def test_all_systems_leave_out_the_one_that_wants_other_documents(run: Path, tmp_path: Path) -> None:
+def test_all_systems_leave_out_the_one_that_wants_other_documents(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     data = write_records(tmp_path / "one.jsonl", range(1))
     assert plan(run, data).systems == [name for name in SYSTEMS if name != "memory_shuffled"]
+    assert "note      without memory_shuffled: question r0" in capsys.readouterr().out
     assert systems_of("memory", plan(run, data).questions, []) == ["memory"]
+    # Two questions that share a document, each with another one that holds the answer.
+    records = [{"docs": ["A.", "B."], "question": "q", "answer": "red", "pos_index": [i]} for i in (0, 1)]
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert plan(run, data).systems == [name for name in SYSTEMS if name != "memory_shuffled"]
+    assert "note      without memory_shuffled: question one.jsonl:1" in capsys.readouterr().out
+    assert "leave it out of --systems" in refusal(run, data, systems="memory_shuffled")

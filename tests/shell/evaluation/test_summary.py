@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from clara.io.evaluation.predictions import Interval, Prediction, Scores
-from clara.shell.evaluation.summary import comparison, scores_of, system_scores, table, tables
+from clara.io.report.markdown import table
+from clara.shell.evaluation.summary import comparison, scores_of, system_scores, tables
 
 
 def predictions(system: str, scores: dict[str, float], **fields: float) -> list[Prediction]:
@@ -69,20 +70,12 @@ def test_scores_are_a_function_of_predictions_and_seed() -> None:
 
 
 def test_the_tables_hold_every_system_and_what_it_lacks() -> None:
-    text = tables(scores_of({"memory": ONE, "text": TWO}, {"text": 2 * 10**9}, seed=0))
-    answers, costs, tests = text.split("\n\n")
-    assert "EM" in answers and "MRR" in answers and "F1" not in answers and "0.750 [" in answers
+    found = tables(scores_of({"memory": ONE, "text": TWO}, {"text": 2 * 10**9}, seed=0))
+    answers, costs, tests = map(table, found)
+    assert "EM" in answers and "MRR" in answers and "F1" not in answers and "0.750 (" in answers
+    assert "ranking of each question's own candidates, the same for every system" in found[0].caption
     assert "1,250" in costs and "2.00" in costs and "–" in costs
-    assert "memory − text" in tests and "0.667 [" in tests and "p 0.500" in tests
+    assert "memory − text" in tests and "0.667 (" in tests and "p 0.500)" in tests
     for part in (answers, costs, tests):
         assert len({len(line) for line in part.splitlines()}) == 1, "columns stand under one another"
-    assert "paired test" not in tables(Scores(systems=scores_of({"memory": ONE}, {}, 0).systems))
-
-
-def test_a_table_is_markdown() -> None:
-    assert table(["a", "b"], [["long", "1"], ["x", "222"]]).splitlines() == [
-        "| a    |   b |",
-        "|------|----:|",
-        "| long |   1 |",
-        "| x    | 222 |",
-    ]
+    assert len(tables(Scores(systems=scores_of({"memory": ONE}, {}, 0).systems))) == 2

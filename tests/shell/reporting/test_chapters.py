@@ -9,9 +9,9 @@ import pytest
 from evaluations import SYSTEMS, write_evaluation, write_run
 
 from clara.io.evaluation.evaluations import Evaluation, Run, read_evaluation, read_run
+from clara.io.evaluation.labels import decimals, interval
 from clara.io.report.document import Picture, Report, Section, Table, pictures
 from clara.shell.reporting.chapters import facts_table, finding, report_of, titled
-from clara.shell.reporting.labels import decimals, interval
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +92,14 @@ def test_rates_are_compared_on_equal_questions_only(place: Path) -> None:
     assert isinstance(section, Section) and section.title == "dev.jsonl" and len(section.blocks) == 3
 
 
-def test_cost_has_a_section_for_each_rate(place: Path) -> None:
-    found = chapters(report_of(evaluations(place, "rate-4", "rate-16", "other"), [], [], 0))
+def test_cost_has_a_section_for_each_rate_base_and_device(place: Path, tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "gpu", 4, 12, model="smollm2-135m", device="gpu")
+    every = [*evaluations(place, "rate-4", "rate-16", "other"), *evaluations(tmp_path, "gpu")]
+    found = chapters(report_of(every, [], [], 0))
     blocks = found["Time and memory against number of documents"].blocks
     assert [block.title for block in blocks if isinstance(block, Section)] == [
-        *("Compression rate 4", "Compression rate 16"),
+        *("Compression rate 4, cpu", "Compression rate 4, smollm2-135m, cpu", "Compression rate 4, smollm2-135m, gpu"),
+        "Compression rate 16, smollm2-135m, cpu",
     ]
 
 

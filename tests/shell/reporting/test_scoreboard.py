@@ -7,10 +7,19 @@ import pytest
 from evaluations import CHOOSING, SYSTEMS, write_evaluation
 
 from clara.io.evaluation.evaluations import Evaluation, read_evaluation
+from clara.io.evaluation.labels import decimals, interval, label
 from clara.io.evaluation.predictions import Interval, Scores, SystemScores
 from clara.io.report.document import Picture, Table
-from clara.shell.reporting.labels import decimals, interval, label
-from clara.shell.reporting.scoreboard import bars_of, main_metric, means_table, metrics_of, paired, scoreboard, shown
+from clara.shell.reporting.scoreboard import (
+    bars_of,
+    main_metric,
+    means_table,
+    metrics_of,
+    notes,
+    paired,
+    scoreboard,
+    shown,
+)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +81,7 @@ def test_the_section_has_answers_bars_tests_ranking_and_cost(evaluation: Evaluat
     tables = [block for block in section.blocks if isinstance(block, Table)]
     assert [t.caption.split(":")[0].split(",")[0] for t in tables] == [
         *("Answers", "Paired tests", "Paired tests", "Answers"),
-        *("Ranking of each question's candidates", "Cost of a question"),
+        *("Ranking of each question's own candidates", "Cost of a question"),
     ]
     assert [table.folded for table in tables] == [False, False, True, True, False, False]
     assert [row[0].text for row in tables[4].rows] == list(CHOOSING)
@@ -90,3 +99,16 @@ def test_three_metrics_are_drawn_at_most_the_common_ones_first() -> None:
     names = ["keyword_match", "exact_match", "token_f1", "cover_exact_match"]
     assert shown(names) == ["cover_exact_match", "token_f1", "exact_match"]
     assert shown(["rouge_l", "entities"]) == ["rouge_l", "entities"] and shown([]) == []
+
+
+def test_cut_documents_and_a_missing_reasoner_are_said_first(evaluation: Evaluation) -> None:
+    facts = msgspec.structs.replace(evaluation.facts, documents=40, documents_cut=3, doc_max_tokens=256, reasoner=False)
+    said = list(notes(evaluation._replace(facts=facts)))
+    assert said == [
+        "3 of 40 documents were cut to 256 tokens for memory, not for text.",
+        "In memory_retrieved no reasoner was trained; the compressor reads the question in its place.",
+    ]
+    assert list(scoreboard(evaluation._replace(facts=facts), "dev", "a").blocks[:2]) == said
+    assert list(notes(evaluation)) == []
+    without = {"text": evaluation.predictions["text"]}
+    assert len(list(notes(evaluation._replace(facts=facts, predictions=without)))) == 1

@@ -1,12 +1,13 @@
-"""How a report writes systems, metrics and scores."""
+"""How everything that shows an evaluation writes systems, metrics and scores."""
 
 from __future__ import annotations
 
 import pytest
 
+from clara.io.evaluation.labels import counted, cut_text, decimals, interval, label, p_text, style
 from clara.io.evaluation.predictions import Interval
+from clara.io.evaluation.systems import SYSTEMS
 from clara.io.report.document import Cell
-from clara.shell.reporting.labels import SYSTEMS, counted, decimals, interval, label, p_text, style
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ def test_metrics_have_names(metric: str, name: str) -> None:
 
 
 def test_every_system_keeps_its_place_in_the_palette() -> None:
-    assert [style(system) for system in SYSTEMS] == list(range(9))
+    assert sorted(style(system) for system in SYSTEMS) == list(range(9)) and style("memory") == 0
     assert style("mine") == style("mine") != style("other")
 
 
@@ -39,3 +40,7 @@ def test_scores_have_three_decimals() -> None:
 def test_counts_are_one_number_or_two() -> None:
     assert counted([1200, 1200]) == "1,200 questions" and counted([3, 12]) == "3 to 12 questions"
     assert counted([]) == "0 questions"
+
+
+def test_cut_documents_are_counted_in_words() -> None:
+    assert cut_text(3, 4000, 256) == "3 of 4,000 documents were cut to 256 tokens for memory, not for text"

@@ -1,0 +1,74 @@
+"""How everything that shows an evaluation writes systems, metrics and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from clara.io.evaluation.predictions import Interval
+from clara.io.evaluation.systems import SYSTEMS
+from clara.io.report.document import Cell
+
+NONE = Cell("–")
+SCORES = {"exact_match": "EM", "cover_exact_match": "cover-EM", "token_f1": "F1"}
+"""How the scores of answers are called that a training run measures too."""
+ANSWERS = {**SCORES, "keyword_match": "keywords", "rouge_l": "ROUGE-L", "entities": "numbers and names"}
+"""How the scores of answers are called, in the order of tables."""
+RANKS = ("recall_at_1", "mrr")
+"""The ranking measures that the summary shows."""
+PARTS = ("compress", "retrieve", "prefill", "decode")
+"""Of the time that a question takes."""
+RANKING = (
+    "ranking of each question's own candidates, the same for every system; questions without a choice or without known "
+    "positives do not count"
+)
+"""What recall, precision and MRR are measured on."""
+STAND_IN = "no reasoner was trained; the compressor reads the question in its place"
+
+
+def style(system: str) -> int:
+    """Return the place of a system in the palette, the same in every figure."""
+    return SYSTEMS[system].style if system in SYSTEMS else sum(system.encode())
+
+
+def is_rank(name: str) -> bool:
+    """Return whether a metric tells how candidates rank."""
+    return name == "mrr" or name.startswith(("recall_at_", "precision_at_"))
+
+
+def rank_labels(means: Iterable[str]) -> list[tuple[str, str]]:
+    """Return (metric, how it is called) of every ranking metric among those named: recall_at_1 is recall@1."""
+    names = [name for name in means if is_rank(name)]
+    return [(name, "MRR" if name == "mrr" else name.replace("_at_", "@")) for name in names]
+
+
+def label(metric: str) -> str:
+    """Return how a metric is called."""
+    base = metric.removesuffix("_first")
+    name = dict(rank_labels([base])).get(base) or ANSWERS.get(base, base.replace("_", " "))
+    return name if base == metric else f"{name}, first gold"
+
+
+def decimals(value: float) -> str:
+    """Return a score to three decimals, as every table and log of the project has it."""
+    return f"{value:.3f}".replace("-", "−")
+
+
+def interval(value: Interval) -> Cell:
+    """Return a mean with its interval beneath."""
+    return Cell(decimals(value.mean), f"{decimals(value.low)} to {decimals(value.high)}")
+
+
+def p_text(value: float) -> str:
+    """Return a p value."""
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def counted(counts: Sequence[int], what: str = "questions") -> str:
+    """Return how many there were: 300 questions, or 280 to 300 questions."""
+    low, high = min(counts, default=0), max(counts, default=0)
+    return f"{high:,} {what}" if low == high else f"{low:,} to {high:,} {what}"
+
+
+def cut_text(cut: int, documents: int, tokens: int) -> str:
+    """Return how many documents a memory holds the beginning of only: 3 of 40 documents were cut to 256 tokens."""
+    return f"{cut:,} of {documents:,} documents were cut to {tokens:,} tokens for memory, not for text"

@@ -1,0 +1,42 @@
+"""What every command ends with: its exit status, and a message instead of a traceback."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from collections.abc import Callable
+
+from clara.io.errors import ClaraError
+
+
+def guarded(work: Callable[[], int], interrupted: str = "stopped") -> int:
+    """Return the exit status of a command's work: its own, 1 after a message to the user, 130 after Ctrl-C.
+
+    interrupted: what is said after Ctrl-C. What an output cannot show is escaped; an output that is closed or full ends
+    the command without a traceback.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        status = work()
+        if sys.stdout:
+            sys.stdout.flush()
+        return status
+    except ClaraError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print(f"\n{interrupted}", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        silence()
+    except OSError as error:
+        silence()
+        print(f"error: {error}", file=sys.stderr)
+    return 1
+
+
+def silence() -> None:
+    """Send what is left for an output that failed to nowhere: Python would fail over it once more on exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
