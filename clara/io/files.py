@@ -132,8 +132,12 @@ def write_atomic(path: Path, content: bytes) -> None:
 def staged_file(path: Path) -> Iterator[Path]:
     """Yield the name of a new file beside `path` that takes its place, flushed to disk, once the block has ended well.
 
-    After an exception nothing is left of it. Raises ClaraError for every OSError.
+    After an exception nothing is left of it. A link keeps its place, and what it leads to is written. Raises ClaraError
+    for every OSError, and where the path is that of a device, a pipe or a folder.
     """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise ClaraError(f"{path}: cannot be written (no plain file)")
     beside = temporary(path)
     try:
         remove_stale(path.parent, path.name)

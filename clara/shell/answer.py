@@ -155,7 +155,7 @@ def text_prompt(
 
 def longest(session: Session, room: int) -> int:
     """Return how many tokens a prompt may have in the base's context with an answer of `room` tokens after it."""
-    return (session.context or sys.maxsize) - room
+    return sys.maxsize if session.context is None else session.context - room
 
 
 def fitted(session: Session, prompt: Example, room: int) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ store brings the checkpoint that compressed it.
 from __future__ import annotations
 
 import argparse
-import os
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -20,8 +20,9 @@ import msgspec
 from clara.core.generate import bind_generator
 from clara.io.errors import ClaraError
 from clara.io.memory_store.store import Store, count, opened_store, require_compressor
-from clara.shell.answer import MAX_TOKENS, has_reasoner, memory_prompt, text_prompt
+from clara.shell.answer import MAX_TOKENS, has_reasoner, longest, memory_prompt, text_prompt
 from clara.shell.asked import Answer, Source, answered, source_of, write_answers
+from clara.shell.command import guarded, one_line
 from clara.shell.decode import Reply, stream
 from clara.shell.retrieve import FirstStage, Found, Search, default_search, retrieve
 from clara.shell.setup import Session
@@ -42,18 +43,8 @@ class Desk(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 answered, 130 interrupted, 1 a message to the user."""
-    try:
-        return run(parser().parse_args(argv))
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read the output has left; Python would complain once more on exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+    arguments = parser().parse_args(argv)
+    return guarded(lambda: run(arguments))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -96,10 +87,10 @@ def run(arguments: argparse.Namespace) -> int:
             )
         session = session_of(checkpoint_for(path, arguments.checkpoint), arguments.model)
         require_compressor(store.info, store_fingerprint(session))
-        desk = Desk(session, store, search_of(session, arguments), arguments)
+        desk = Desk(session, store, search_of(session, count(store), arguments), arguments)
         if arguments.batch:
-            write_answers(session, store, desk.search, arguments)
-        elif arguments.question is not None:
+            return write_answers(session, store, desk.search, arguments)
+        if arguments.question is not None:
             ask(desk, arguments.question)
         else:
             converse(desk)
@@ -112,7 +103,7 @@ def check(arguments: argparse.Namespace) -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ClaraError(f"--{name.replace('_', '-')} {value}: wanted 1 or more")
-    if arguments.temperature < 0:
+    if not (math.isfinite(arguments.temperature) and arguments.temperature >= 0):
         raise ClaraError(f"--temperature {arguments.temperature}: wanted 0 or more")
     if arguments.question is not None and not arguments.question.strip():
         raise ClaraError("the question is empty")
@@ -120,29 +111,36 @@ def check(arguments: argparse.Namespace) -> None:
         raise ClaraError("--batch answers its file's questions greedily: leave question, --time and --temperature out")
     if arguments.out and not arguments.batch:
         raise ClaraError("--out is for --batch")
+    if arguments.out and (Path(arguments.out).is_dir() or not Path(arguments.out).absolute().parent.is_dir()):
+        raise ClaraError(f"--out {arguments.out}: wanted the name of a file in a folder that is there")
 
 
-def search_of(session: Session, arguments: argparse.Namespace) -> Search:
+def search_of(session: Session, passages: int, arguments: argparse.Namespace) -> Search:
     """Return how passages are found: as the model was trained, unless the arguments say otherwise."""
     names = ("first_stage", "candidates", "top_k", "rerank")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     how = default_search(session)._replace(**given)
     if not has_reasoner(session) and (how.rerank or how.first_stage != "bm25"):
         print("note: no reasoner was trained; the compressor reads the question in its place", file=sys.stderr)
-    return how._replace(candidates=max(how.candidates, how.top_k))
+    return how._replace(candidates=min(max(how.candidates, how.top_k), passages))
 
 
 def converse(desk: Desk) -> None:
-    """Ask for questions and answer them, until an empty line or the end of the input."""
-    if sys.stdin.isatty():
+    """Ask for questions and answer them, until the end of the input or, on a terminal, an empty line."""
+    if sys.stdin is None:
+        raise ClaraError("no question, and no input to read some from")
+    terminal = sys.stdin.isatty()
+    if terminal:
         print(f"{count(desk.store):,} passages; an empty line ends")
     while True:
         try:
-            question = input("> " if sys.stdin.isatty() else "")
+            question = input("> " if terminal else "")
         except EOFError:
             return
         if not question.strip():
-            return
+            if terminal:
+                return
+            continue
         try:
             ask(desk, question)
         except KeyboardInterrupt:
@@ -178,10 +176,16 @@ def encoded(answer: Answer) -> str:
 def say(desk: Desk, way: str, found: Found, question: str, show: bool) -> Reply:
     """Return the reply from memory or from text, printing it as it comes where that is wanted."""
     model, prompt = prompted(desk, way, found, question)
+    if len(prompt) == longest(desk.session, desk.arguments.max_tokens):
+        print(f"note: the base reads {desk.session.context:,} tokens; not all of the prompt fitted", file=sys.stderr)
     for piece in stream(model, desk.session.tokenizer, prompt, desk.arguments.max_tokens, desk.arguments.temperature):
         if show:
-            print(piece.text, end="" if piece.reply is None else "\n", flush=True)
+            print(piece.text, end="", flush=True)
     assert piece.reply is not None, "the last piece carries the whole"
+    if show:
+        print(flush=True)
+        if not piece.reply.finished:
+            print(f"note: the answer was cut at --max-tokens {desk.arguments.max_tokens}", file=sys.stderr)
     return piece.reply
 
 
@@ -198,7 +202,7 @@ def source_line(number: int, source: Source) -> str:
     """Return the line of a source: its place, score, title, pages and file."""
     where = f", p. {page_range(source.pages)}" if source.pages else ""
     title = source.title or " ".join(source.text.split()[:8]) + " …"
-    return f"  [{number}] {source.score:6.3f}  {title}{where}  ({source.source})"
+    return f"  [{number}] {source.score:6.3g}  {one_line(title)}{where}  ({one_line(source.source)})"
 
 
 def page_range(pages: tuple[int, int]) -> str:

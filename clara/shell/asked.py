@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
 
 from clara.io.corpus.passages import Passage
 from clara.io.errors import ClaraError
-from clara.io.files import write_atomic
+from clara.io.files import reason, write_atomic
 from clara.io.memory_store.store import Store
 from clara.shell.answer import Asked, answer_batch, answer_texts_batch
 from clara.shell.decode import Reply
+from clara.shell.interrupt import interruptible
 from clara.shell.retrieve import Search, retrieve
 from clara.shell.setup import Session
 
@@ -55,11 +58,18 @@ class Answer(Struct, frozen=True, kw_only=True):
     """Of keys and values; 0 in a batch."""
 
 
-class Query(Struct, frozen=True, kw_only=True):
-    """A line of a file of questions; further fields are ignored."""
+class Query(NamedTuple):
+    """A question of a file."""
 
     question: str
-    id: str | None = None
+    id: str | None
+
+
+class _Line(Struct, frozen=True):
+    """A line of such a file; further fields are ignored."""
+
+    question: str | list[str]
+    id: str | int | None = None
 
 
 def source_of(passage: Passage, score: float) -> Source:
@@ -97,25 +107,28 @@ def answered(
     )
 
 
-def write_answers(session: Session, store: Store, how: Search, arguments: argparse.Namespace) -> None:
-    """Answer the questions of a file, with progress, as JSON Lines in their order; a file is written whole.
+def write_answers(session: Session, store: Store, how: Search, arguments: argparse.Namespace) -> int:
+    """Answer the questions of a file, with progress, as JSON Lines in their order; return the exit status.
 
-    Raises ClaraError, naming file and line, for a bad line, before anything is answered.
+    A file is written once at the end; after Ctrl-C it has what was answered by then. Raises ClaraError, naming file and
+    line, for a bad line, before anything is answered.
     """
     queries = read_queries(Path(arguments.batch).expanduser())
-    lines, begun = [], time.perf_counter()
-    for start in range(0, len(queries), arguments.batch_size):
-        part = queries[start : start + arguments.batch_size]
-        for answer in batch_answers(session, store, how, part, arguments.text, arguments.max_tokens):
-            lines.append(msgspec.json.encode(answer) + b"\n")
-            if not arguments.out:
-                print(lines[-1].decode(), end="", flush=True)
-        done = start + len(part)
-        speed = done / (time.perf_counter() - begun)
-        left = (len(queries) - done) / speed
-        print(f"answered  {done:,}/{len(queries):,}, {speed:.1f} a second, {left:.0f} s left", file=sys.stderr)
+    lines, begun, done, stop = list[bytes](), time.perf_counter(), 0, False
+    with interruptible("batch") as interrupted:
+        while done < len(queries) and not stop:
+            part = queries[done : done + arguments.batch_size]
+            for answer in batch_answers(session, store, how, part, arguments.text, arguments.max_tokens):
+                lines.append(msgspec.json.encode(answer) + b"\n")
+                if not arguments.out:
+                    print(lines[-1].decode(), end="", flush=True)
+            done, stop = done + len(part), interrupted()
+            speed = done / (time.perf_counter() - begun)
+            left = (len(queries) - done) / speed
+            print(f"answered  {done:,}/{len(queries):,}, {speed:.1f} a second, {left:.0f} s left", file=sys.stderr)
     if arguments.out:
         write_atomic(Path(arguments.out).expanduser(), b"".join(lines))
+    return 130 if done < len(queries) else 0
 
 
 def batch_answers(
@@ -140,19 +153,23 @@ def batch_answers(
 def read_queries(path: Path) -> list[Query]:
     """Return the questions of a JSON Lines file. Raises ClaraError with file and line for a bad one."""
     try:
-        lines = path.read_bytes().splitlines()
+        lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines()
     except OSError as error:
-        raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
+        raise ClaraError(f"{path}: cannot be read ({reason(error)})") from error
     queries = []
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            queries.append(msgspec.json.decode(line, type=Query))
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            found = msgspec.json.decode(line, type=_Line)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ClaraError(f'{path}:{number}: {error}; wanted {{"question": "…"}}') from error
-        if not queries[-1].question.strip():
+        asked = [found.question] if isinstance(found.question, str) else found.question
+        if not asked or not all(map(str.strip, asked)):
             raise ClaraError(f"{path}:{number}: the question is empty")
+        name = None if found.id is None else str(found.id)
+        alone = len(asked) == 1
+        queries += [Query(text, name if alone or name is None else f"{name}#{i}") for i, text in enumerate(asked, 1)]
     if not queries:
         raise ClaraError(f'{path}: no questions; wanted JSON Lines of {{"question": "…"}}')
     return queries

@@ -37,6 +37,11 @@ def guarded(work: Callable[[], int], interrupted: str = "stopped") -> int:
     return 1
 
 
+def one_line(text: str) -> str:
+    """Return a text from outside as a terminal may show it: in one line, without control characters."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
 def silence() -> None:
     """Send what is left for an output that failed to nowhere: Python would fail over it once more on exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

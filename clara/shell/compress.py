@@ -35,6 +35,7 @@ from clara.io.memory_store.store import (
 )
 from clara.io.retention import checkpoints
 from clara.io.tokens import encode_batch
+from clara.shell.command import guarded, one_line
 from clara.shell.interrupt import interruptible
 from clara.shell.memories import BATCH, EVERY, compress_tokens
 from clara.shell.progress import clock
@@ -71,14 +72,7 @@ class Work(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 130 interrupted, 1 a message to the user."""
     arguments = parser().parse_args(argv)
-    try:
-        return run(arguments)
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped at once; what was added before is in the store", file=sys.stderr)
-        return 130
+    return guarded(lambda: run(arguments), "stopped at once; what was added before, if anything, is in the store")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,6 +103,9 @@ def parser() -> argparse.ArgumentParser:
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments say; return the exit status. Raises ClaraError where they do not fit what is there."""
     path, status = Path(arguments.store).expanduser(), 0
+    useless = [name for name in ("checkpoint", "model", "dtype", "bits") if getattr(arguments, name)]
+    if useless and not arguments.corpus:
+        raise ClaraError(f"--{useless[0]} is for compressing: give CORPUS too")
     if not (arguments.corpus or arguments.delete or arguments.compact):
         with opened_store(path, readonly=True) as store:
             describe(store, arguments.list)
@@ -120,7 +117,9 @@ def run(arguments: argparse.Namespace) -> int:
             require_packing(store.info, arguments.dtype, arguments.bits)
             keep_checkpoint(store, work.checkpoint)
         for source in arguments.delete:
-            print(f"removed   {delete_passages(store, source):,} passages of {source}", flush=True)
+            removed = delete_passages(store, source)
+            hint = "" if removed else "; --list shows how the sources are called"
+            print(f"removed   {removed:,} passages of {one_line(source)}{hint}", flush=True)
         if work:
             status = compress_corpus(work, store, arguments)
         if arguments.compact and not status:
@@ -165,6 +164,8 @@ def compress_corpus(work: Work, store: Store, arguments: argparse.Namespace) -> 
             "--store",
             arguments.store,
             *(["--model", arguments.model] if arguments.model else []),
+            *(["--batch-size", str(arguments.batch_size)] if arguments.batch_size != BATCH else []),
+            *(["--compact"] if arguments.compact else []),
         ]
         print(f"interrupted; go on with: {COMMAND} {shlex.join(again)}")
     return 130 if stopped else 0
@@ -194,7 +195,7 @@ def describe(store: Store, list_sources: bool) -> None:
     """Print what a store holds."""
     info, found = store.info, sources(store)
     for source, passages in found if list_sources else ():
-        print(f"{passages:>9,} {source}")
+        print(f"{passages:>9,} {one_line(source)}")
     packed = f"{info.bits} bits, scales in {info.dtype}" if info.bits else info.dtype
     size = f"{used_bytes(store) / 1e6:,.1f} MB"
     print(f"store     {count(store):,} passages of {len(found):,} sources, {size}, in {store.path}")

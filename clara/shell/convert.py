@@ -23,6 +23,7 @@ from clara.io.export import write_fused, write_mlx_lm_adapter, write_peft_adapte
 from clara.io.files import require_free, staged
 from clara.io.original import is_original, locate_original, read_original, write_original
 from clara.shell.arguments import CONFIG
+from clara.shell.command import guarded
 from clara.shell.options import Options, merge, stage_defaults, step_config, to_options, to_plain
 from clara.shell.setup import check_origin, open_session, prepare_device
 
@@ -51,12 +52,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="fused: leave a quantised base in its bits, which rounds most of a small adapter away; else it gets plain",
     )
     arguments = parser.parse_args(argv)
-    try:
-        require_free(Path(arguments.target).expanduser())
-        convert(arguments)
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return guarded(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments say, and say so; return the exit status."""
+    require_free(Path(arguments.target).expanduser())
+    convert(arguments)
     print(f"written: {arguments.target}")
     return 0
 

@@ -34,6 +34,7 @@ from clara.io.files import locked, write_atomic
 from clara.io.report.document import Report, Section
 from clara.io.report.markdown import markdown, section
 from clara.shell.arguments import flag, flag_form
+from clara.shell.command import guarded
 from clara.shell.evaluation.answering import answered
 from clara.shell.evaluation.choosing import Bench, prompt_size, read_by
 from clara.shell.evaluation.documents import compress_documents
@@ -55,14 +56,10 @@ TIMES = "compress.jsonl"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 130 interrupted, 1 a message to the user."""
-    try:
-        return evaluate(plan_of(read_arguments(argv)))
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped at once; what was computed before is kept: run the same command again", file=sys.stderr)
-        return 130
+    return guarded(
+        lambda: evaluate(plan_of(read_arguments(argv))),
+        "stopped at once; what was computed before is kept: run the same command again",
+    )
 
 
 def read_arguments(argv: Sequence[str] | None) -> EvaluateOptions:

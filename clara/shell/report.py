@@ -20,9 +20,13 @@ from clara.io.report.markdown import markdown
 from clara.io.report.page import page
 from clara.io.report.png import can_draw, write_png
 from clara.io.report.svg import write_svg
-from clara.shell.reporting.chapters import report_of
+from clara.shell.command import guarded
+from clara.shell.reporting.chapters import TITLE, report_of
 from clara.shell.reporting.maps import map_sections
 from clara.shell.reporting.states import can_embed
+
+MOST = 1_000_000
+"""Documents of a map, and questions that are shown."""
 
 EXTRA = 'pip install "clara-mlx[report]"'
 
@@ -30,12 +34,7 @@ EXTRA = 'pip install "clara-mlx[report]"'
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 1 a message to the user."""
     arguments = parser().parse_args(argv)
-    try:
-        run(arguments)
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    return guarded(lambda: run(arguments))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -56,8 +55,11 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Do what the arguments say. Raises ClaraError, with nothing written, where something is missing or damaged."""
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments say; return the exit status.
+
+    Raises ClaraError, with nothing written, where something is missing or damaged.
+    """
     out = Path(arguments.out).expanduser()
     check(arguments, out)
     found = [each for name in arguments.folders for each in read_folder(Path(name).expanduser())]
@@ -69,6 +71,7 @@ def run(arguments: argparse.Namespace) -> None:
     missing = [what for what, there in (("PNG", can_draw()), ("t-SNE", can_embed() or not arguments.map)) if not there]
     if missing:
         print(f"note      without {' and '.join(missing)}: {EXTRA} adds that")
+    return 0
 
 
 def check(arguments: argparse.Namespace, out: Path) -> None:
@@ -76,8 +79,11 @@ def check(arguments: argparse.Namespace, out: Path) -> None:
     if out.suffix not in (".html", ".htm") or out.is_dir():
         raise ClaraError(f"--out {arguments.out}: wanted the name of a file that ends in .html")
     for name in ("questions", "map"):
-        if getattr(arguments, name) < 0:
-            raise ClaraError(f"--{name} {getattr(arguments, name)}: wanted 0 or more")
+        if not 0 <= (value := getattr(arguments, name)) <= MOST:
+            raise ClaraError(f"--{name} {value}: wanted 0 to {MOST:,}")
+    beside = out.with_suffix(".md")
+    if beside.is_file() and not beside.read_bytes().startswith(f"# {TITLE}".encode()):
+        raise ClaraError(f"{beside}: is no report, and would be overwritten; give another --out")
 
 
 def write(out: Path, report: Report) -> None:

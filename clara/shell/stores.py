@@ -24,7 +24,11 @@ def checkpoint_for(path: Path, source: str = "") -> Checkpoint:
     """
     if not source and not (path / DATABASE).is_file():
         raise ClaraError(f"{path}: no memory store yet; --checkpoint RUN makes one with the compressor of a run")
-    checkpoint, problems = newest_checkpoint(Path(source).expanduser() if source else path / CHECKPOINT)
+    try:
+        checkpoint, problems = newest_checkpoint(Path(source).expanduser() if source else path / CHECKPOINT)
+    except ClaraError as error:
+        advice = "wanted a run or a checkpoint" if source else "--checkpoint RUN names the run that made the store"
+        raise ClaraError(f"{error}; {advice}") from error
     for problem in problems:
         print(f"skipped a damaged checkpoint: {problem}")
     return checkpoint
@@ -33,6 +37,8 @@ def checkpoint_for(path: Path, source: str = "") -> Checkpoint:
 def session_of(checkpoint: Checkpoint, model: str = "") -> Session:
     """Return the session of a checkpoint, on its own base or the same under another name, on a device set up for it."""
     options = to_options(checkpoint.config, str(checkpoint.path))
+    if not model and options.model.startswith(("/", ".", "~")) and not Path(options.model).expanduser().exists():
+        raise ClaraError(f"{options.model}: the base of {checkpoint.path} is not there; --model says where it is now")
     prepare_device(options.compile)
     return open_session(msgspec.structs.replace(options, model=model or options.model), checkpoint)
 

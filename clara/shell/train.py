@@ -20,6 +20,7 @@ from clara.io.files import locked, remove_stale, write_atomic
 from clara.io.retention import checkpoints
 from clara.io.runlog import METRICS, append_event, drop_events_from, read_events
 from clara.shell.arguments import CONFIG, Plan, read_plan
+from clara.shell.command import guarded
 from clara.shell.interrupt import interruptible
 from clara.shell.job import Job, prepare, read_data, save, with_memories
 from clara.shell.loop import Step, training_steps
@@ -32,21 +33,15 @@ COMMAND = "python -m clara.shell.train"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 130 interrupted and saved, 1 a message to the user."""
-    try:
-        plan = read_plan(COMMAND, __doc__ or "", argv)
-        for note in plan.notes:
-            print(f"skipped a damaged checkpoint: {note}")
-        return run_plan(plan)
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("\nstopped at once; what was saved before is intact", file=sys.stderr)
-        return 130
+    return guarded(
+        lambda: run_plan(read_plan(COMMAND, __doc__ or "", argv)), "stopped at once; what was saved before is intact"
+    )
 
 
 def run_plan(plan: Plan) -> int:
     """Train the stages of a plan, each from where the one before ended; return the exit status."""
+    for note in plan.notes:
+        print(f"skipped a damaged checkpoint: {note}")
     if len(plan.stages) == 1:
         options, checkpoint = plan.stages[0]
         if finished(options, checkpoint):

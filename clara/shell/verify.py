@@ -22,6 +22,7 @@ from clara.io.base import LoadedBase, load_base
 from clara.io.errors import ClaraError
 from clara.io.tokens import chat_pieces
 from clara.shell.arguments import new_layers, resolve
+from clara.shell.command import guarded
 from clara.shell.options import Options, recipes, step_config, to_options
 from clara.shell.setup import context_of, prepare_device, to_base
 
@@ -37,16 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--recipe", choices=recipes(), default="sample", help="training settings [%(default)s]")
     parser.add_argument("--batch-size", type=int, metavar="N", help="batch that memory is reckoned for [the recipe's]")
     arguments = parser.parse_args(argv)
-    try:
-        options = to_options(resolve(new_layers(arguments.recipe, ""), "pretrain"), arguments.recipe)
-        rows = options.data.batch_size if arguments.batch_size is None else arguments.batch_size
-        if rows < 1:
-            raise ClaraError(f"--batch-size {rows}: wanted 1 or more")
-        prepare_device()
-        report(load_base(arguments.model), options, rows)
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return guarded(lambda: run(arguments))
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Do what the arguments say; return the exit status. Raises ClaraError where they do not fit what is there."""
+    options = to_options(resolve(new_layers(arguments.recipe, ""), "pretrain"), arguments.recipe)
+    rows = options.data.batch_size if arguments.batch_size is None else arguments.batch_size
+    if rows < 1:
+        raise ClaraError(f"--batch-size {rows}: wanted 1 or more")
+    prepare_device()
+    report(load_base(arguments.model), options, rows)
     return 0
 
 

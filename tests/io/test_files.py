@@ -451,3 +451,21 @@ def test_a_place_below_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
     with pytest.raises(ClaraError, match="file/run: cannot be locked"), locked(tmp_path / "file" / "run", "training"):
         pytest.fail("it was locked")
+
+
+def test_a_link_keeps_its_place_and_its_target_is_written(tmp_path: Path) -> None:
+    target, link = tmp_path / "real" / "x", tmp_path / "link"
+    target.parent.mkdir()
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    write_atomic(link, b"new")
+    assert link.is_symlink() and target.read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_what_is_no_plain_file_is_not_replaced(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(ClaraError, match="cannot be written"):
+            write_atomic(path, b"new")
+    assert (tmp_path / "pipe").is_fifo()

@@ -25,6 +25,8 @@ from clara.shell.stores import checkpoint_for, session_of
 
 Run = Callable[..., tuple[int, str, str]]
 QUESTION = "How does lamp number3 burn?"
+CUT = "note: the answer was cut at --max-tokens 8\n"
+"""The tiny base never ends an answer by itself."""
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +65,7 @@ def expected(path: Path, session: Session, question: str = QUESTION) -> tuple[st
 
 def test_an_answer_comes_from_memory_and_names_its_sources(command: Run, path: Path, session: Session) -> None:
     status, out, err = command(QUESTION)
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, CUT)
     answer, *sources = [line for line in out.splitlines() if line]
     assert answer == expected(path, session)[0]
     assert len(sources) == 2
@@ -112,14 +114,14 @@ def test_times_are_told_of_both_ways(command: Run) -> None:
     assert [json.loads(line)["read"] for line in out.splitlines()] == ["memory", "text"]
 
 
-def test_questions_are_asked_one_by_one_until_an_empty_line(
+def test_questions_are_read_one_by_one(
     command: Run, monkeypatch: pytest.MonkeyPatch, path: Path, session: Session
 ) -> None:
     other = "Is number7 white?"
-    for ending in ("", "\nnot asked any more\n"):
-        monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n{other}\n{ending}"))
+    for between in ("", "\n \n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{QUESTION}\n{between}{other}\n"))
         status, out, err = command()
-        assert (status, err) == (0, "")
+        assert (status, err) == (0, 2 * CUT)
         found = [line for line in out.splitlines() if line and not line.startswith("  [")]
         assert found == [expected(path, session, each)[0] for each in (QUESTION, other)]
 
@@ -142,7 +144,7 @@ def test_a_question_longer_than_the_context_is_cut(
 ) -> None:
     monkeypatch.setattr(ask, "session_of", lambda *_: session._replace(context=200))
     status, out, err = command("number3 " * 400, "--json")
-    assert (status, err) == (0, "")
+    assert (status, err) == (0, "note: the base reads 200 tokens; not all of the prompt fitted\n")
     assert json.loads(out)["prompt_tokens"] == 200 - 8
     status, _, err = command(QUESTION, "--top-k", "40", "--candidates", "40", "--first-stage", "both")
     assert status == 0
@@ -189,6 +191,8 @@ def test_another_generator_of_the_same_compressor_is_taken(command: Run, path: P
         (["q", "--top-k", "0"], "--top-k 0: wanted 1 or more"),
         (["q", "--max-tokens", "-1"], "--max-tokens -1: wanted 1 or more"),
         (["q", "--temperature", "-1"], "--temperature -1.0: wanted 0 or more"),
+        (["q", "--temperature", "nan"], "--temperature nan: wanted 0 or more"),
+        (["--batch", "f", "--out", "none/f"], "--out none/f: wanted the name of a file in a folder that is there"),
         (["q", "--batch", "f"], "--batch answers its file's questions"),
         (["q", "--out", "f"], "--out is for --batch"),
     ],
@@ -204,7 +208,47 @@ def test_bad_arguments_are_named_before_anything_is_loaded(
 def test_without_a_reasoner_the_compressor_reads_the_question_and_that_is_said(command: Run, tmp_path: Path) -> None:
     store = tiny_store(tmp_path)
     status, out, err = command(QUESTION, store=store)
-    assert (status, err, out.count("  [")) == (0, "", 1)
+    assert (status, err, out.count("  [")) == (0, CUT, 1)
     assert lamp(3).title in out
     status, out, err = command(QUESTION, "--first-stage", "memory", "--top-k", "3", store=store)
     assert status == 0 and "note: no reasoner was trained" in err and out.count("  [") == 3
+
+
+def test_an_empty_line_on_a_terminal_ends(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = iter([QUESTION, "", "not asked"])
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    status, out, _ = command()
+    assert status == 0 and out.startswith("10 passages; an empty line ends\n") and out.count("[1]") == 1
+    assert next(lines) == "not asked"
+
+
+def test_without_question_and_input_that_is_said(command: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", None)
+    assert command() == (1, "", "error: no question, and no input to read some from\n")
+
+
+def test_more_candidates_than_passages_are_all_of_them(command: Run) -> None:
+    status, out, _ = command(QUESTION, "--candidates", str(10**30), "--top-k", "3", "--json")
+    assert status == 0 and len(json.loads(out)["sources"]) == 3
+
+
+def test_a_base_that_was_moved_is_asked_for(command: Run, tmp_path: Path) -> None:
+    store = tiny_store(tmp_path)
+    (tmp_path / "base").rename(tmp_path / "moved")
+    status, _, err = command(QUESTION, store=store)
+    assert status == 1 and "is not there; --model says where it is now" in err
+    assert command(QUESTION, "--model", tmp_path / "moved", store=store)[0] == 0
+
+
+def test_a_store_without_its_checkpoint_asks_for_the_run(command: Run, tmp_path: Path) -> None:
+    store = tiny_store(tmp_path)
+    shutil.rmtree(store / "checkpoint")
+    status, _, err = command(QUESTION, store=store)
+    assert status == 1 and "--checkpoint RUN names the run that made the store" in err
+    assert command(QUESTION, "--checkpoint", tmp_path / "run", store=store)[0] == 0
+
+
+def test_what_a_terminal_would_obey_is_not_shown(path: Path) -> None:
+    source = ask.source_of(msgspec.structs.replace(lamp(1), title="T\x1b[31m\nline", source="a\tb.pdf"), 0.5)
+    assert ask.source_line(1, source) == "  [1]    0.5  T [31m line, p. 2–3  (a b.pdf)"

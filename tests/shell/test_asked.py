@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
 from stores import tiny_store
 
 from clara.io.errors import ClaraError
-from clara.shell import ask
+from clara.shell import ask, asked
 from clara.shell.asked import read_queries
 
 QUERIES = [
@@ -99,3 +101,25 @@ def test_a_bad_line_is_named_before_anything_is_answered(
     status, out, err = command("--batch", file)
     assert (status, out) == (1, []) and f"{file}{message}" in err
     assert "cannot be read" in command("--batch", tmp_path / "none.jsonl")[2]
+
+
+def test_questions_are_read_as_other_tools_write_them(tmp_path: Path) -> None:
+    file = tmp_path / "windows.jsonl"
+    file.write_bytes(b'\xef\xbb\xbf{"question": "a", "id": 3}\r\n{"question": ["b", "c"], "id": "r"}\r\n')
+    assert read_queries(file) == [("a", "3"), ("b", "r#1"), ("c", "r#2")]
+
+
+def test_after_ctrl_c_the_answers_so_far_are_there(
+    path: Path, batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = asked.batch_answers
+
+    def press(*arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return real(*arguments)
+
+    monkeypatch.setattr(asked, "batch_answers", press)
+    out = tmp_path / "answers.jsonl"
+    arguments = ["--store", path, "--batch", batch, "--batch-size", "2", "--max-tokens", "6", "--out", out]
+    assert ask.main([str(argument) for argument in arguments]) == 130
+    assert len(out.read_text().splitlines()) == 2

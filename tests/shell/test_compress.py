@@ -195,7 +195,7 @@ def test_a_run_that_breaks_off_is_gone_on_with(
     with monkeypatch.context() as patched:
         patched.setattr(compress, "add_passages", add)
         status, _, err = command(*argv)
-    assert (status, err) == (130, "\nstopped at once; what was added before is in the store\n")
+    assert (status, err) == (130, "\nstopped at once; what was added before, if anything, is in the store\n")
     batches.clear()
     status, out, _ = command(*argv)
     assert status == 0 and "added     4 passages" in out and "; 6 were there\n" in out and len(batches) == 2
@@ -216,11 +216,11 @@ def test_ctrl_c_stops_after_the_batch_and_says_how_to_go_on(
         argv = [data, "--checkpoint", run, "--store", tmp_path / "s", "--batch-size", "4", "--compact"]
         status, out, err = command(*argv)
     assert (status, err) == (130, "") and "stopping after this batch; press Ctrl-C again to stop at once" in out
-    assert "added     4 passages" in out and "compact" not in out
+    assert "added     4 passages" in out and "rows of removed" not in out
     goes_on = re.search(r"interrupted; go on with: python -m clara\.shell\.compress (.*)\n", out)
     assert goes_on and len(contents(tmp_path / "s")) == 4
     status, out, _ = command(*goes_on[1].split())
-    assert status == 0 and "added     6 passages" in out
+    assert status == 0 and "added     6 passages" in out and "rows of removed" in out
     assert contents(tmp_path / "s") == expected(range(10))
 
 
@@ -244,7 +244,7 @@ def test_sources_are_listed_removed_and_given_back(run: Path, command: Run, tmp_
     )
     status, out, _ = command("--store", store, "--delete", "lamps1.pdf", "--delete", "other.pdf", "--compact")
     assert status == 0
-    assert "removed   7 passages of lamps1.pdf\nremoved   0 passages of other.pdf\n" in out
+    assert "removed   7 passages of lamps1.pdf\nremoved   0 passages of other.pdf; --list shows" in out
     assert "compact   7 rows of removed passages given back\nstore     13 passages of 2 sources" in out
     status, out, _ = command(tmp_path / "c.jsonl", "--store", store, "--delete", "lamps0.pdf")
     assert status == 0 and "added     14 passages" in out and "; 6 were there" in out
@@ -298,3 +298,13 @@ def test_the_module_runs_as_a_command(run: Path, tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": str(Path(compress.__file__).parents[2])}
     done = subprocess.run(argv, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "") and "store     5 passages of 3 sources" in done.stdout
+
+
+@pytest.mark.parametrize("option", [["--bits", "8"], ["--dtype", "float16"], ["--checkpoint", "r"], ["--model", "m"]])
+def test_what_is_for_compressing_is_refused_without_a_corpus(command: Run, tmp_path: Path, option: list[str]) -> None:
+    assert f"{option[0]} is for compressing: give CORPUS too" in refused(command, "--store", tmp_path, *option)
+
+
+def test_a_file_is_no_store(run: Path, command: Run, tmp_path: Path) -> None:
+    data = corpus(tmp_path / "c.jsonl", range(2))
+    assert "is a file; wanted the folder" in refused(command, data, "--checkpoint", run, "--store", data)

@@ -185,8 +185,8 @@ def test_so_many_questions_as_are_wanted(command: Run, tmp_path: Path) -> None:
     ("argv", "message"),
     [
         (["--out", "report.md"], "--out report.md: wanted the name of a file that ends in .html"),
-        (["--questions", "-1"], "--questions -1: wanted 0 or more"),
-        (["--map", "-2"], "--map -2: wanted 0 or more"),
+        (["--questions", "-1"], "--questions -1: wanted 0 to 1,000,000"),
+        (["--map", "-2"], "--map -2: wanted 0 to 1,000,000"),
         (["--map", "4"], "--map: none of the folders names a checkpoint"),
     ],
 )
@@ -237,3 +237,13 @@ def test_the_page_is_no_wider_than_the_screen(width: int, place: Path, tmp_path:
     call = [str(CHROMIUM), *flags, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / "frame.html").as_uri()]
     done = subprocess.run(call, capture_output=True, timeout=120, check=True)
     assert f"<title>{width}/0</title>" in done.stdout.decode()
+
+
+def test_markdown_that_is_no_report_is_not_overwritten(command: Run, tmp_path: Path) -> None:
+    folder = write_evaluation(tmp_path / "dev", count=2)
+    (tmp_path / "README.md").write_text("# Mine\n")
+    status, _, err = command(folder, "--out", tmp_path / "README.html")
+    assert status == 1 and "README.md: is no report, and would be overwritten" in err
+    assert (tmp_path / "README.md").read_text() == "# Mine\n" and not (tmp_path / "README.html").exists()
+    for _ in range(2):
+        assert command(folder, "--out", tmp_path / "own.html")[0] == 0

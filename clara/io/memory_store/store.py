@@ -144,6 +144,8 @@ def opened_store(path: Path | str, create: StoreInfo | None = None, readonly: bo
 
 def require_folder(folder: Path, create: bool) -> None:
     """Raise ClaraError where a folder is no store and, with `create`, cannot become one either."""
+    if folder.exists() and not folder.is_dir():
+        raise ClaraError(f"{folder}: is a file; wanted the folder of a memory store")
     if (folder / DATABASE).is_file():
         return
     if not create:

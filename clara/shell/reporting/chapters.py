@@ -29,6 +29,9 @@ Named = Mapping[str, Evaluation]
 """Evaluations by the titles that tell them apart."""
 
 
+TITLE = "CLaRa report"
+
+
 def report_of(
     evaluations: Sequence[Evaluation], runs: Sequence[Run], maps: Sequence[Section], questions: int
 ) -> Report:
@@ -45,7 +48,7 @@ def report_of(
         "What was evaluated": [facts_table(named)] if named else [],
     }
     lead = tuple(finding(title, each) for title, each in named.items())
-    return Report("CLaRa report", lead, tuple(Section(title, tuple(all_)) for title, all_ in chapters.items() if all_))
+    return Report(TITLE, lead, tuple(Section(title, tuple(all_)) for title, all_ in chapters.items() if all_))
 
 
 def titled(evaluations: Sequence[Evaluation]) -> dict[str, Evaluation]:
