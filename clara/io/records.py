@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 from collections.abc import Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +13,7 @@ from msgspec import Struct
 
 from clara.core.config import Stage
 from clara.core.prompts import TASKS
+from clara.io.corpus.rawtext import clean, json_lines
 from clara.io.errors import ClaraError
 
 BUILTIN = {"sample": "sample_train.jsonl", "sample-heldout": "sample_heldout.jsonl"}
@@ -59,6 +59,10 @@ class Record(Struct, frozen=True, kw_only=True):
 
 
 R = TypeVar("R", bound=Record)
+T = TypeVar("T")
+
+MAKER = " (python -m clara.shell.prepare makes a corpus out of documents)"
+"""What is said where something else than records is given."""
 
 
 def read_records(source: str) -> list[Record]:
@@ -79,7 +83,7 @@ def data_path(source: str) -> Path:
         return Path(str(files("clara.io") / "data" / BUILTIN[source]))
     path = Path(source).expanduser()
     if not path.is_file():
-        what = "is a folder" if path.is_dir() else "does not exist"
+        what = "is a folder" if path.is_dir() else "not a plain file" if path.exists() else "does not exist"
         raise ClaraError(f"{source}: {what}; wanted a JSON Lines file or one of {', '.join(BUILTIN)}")
     return path
 
@@ -90,31 +94,40 @@ def iterate_records(path: Path, kind: type[R]) -> Iterator[R]:
     Raises ClaraError with file and line as `read_records` does, when it comes to the bad line.
     """
     decoder = msgspec.json.Decoder(kind)
-    try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                line = line.removeprefix(codecs.BOM_UTF8) if number == 1 else line
-                if line.strip():
-                    yield decode_record(decoder, line, path, number)
-    except OSError as error:
-        raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
+    for number, line in json_lines(path):
+        yield decode_record(decoder, line, path, number)
 
 
 def decode_record(decoder: msgspec.json.Decoder[R], line: bytes, path: Path, number: int) -> R:
     """Return the record of a line, checked and with an id. Raises ClaraError with file and line for a bad one."""
     where = f"{path}:{number}"
+    hint = "" if line.lstrip().startswith(b"{") else MAKER
     try:
-        line.decode("utf-8")
-        record = decoder.decode(line)
-    except UnicodeDecodeError as error:
-        raise ClaraError(f"{where}: invalid UTF-8 at byte {error.start} of the line") from error
+        record = decode_line(decoder, line, where)
+    except ClaraError as error:
+        raise ClaraError(f"{error}{hint}") from error
     except msgspec.ValidationError as error:
-        raise ClaraError(f"{where}: {error}") from error
+        hint = MAKER if "required field `docs`" in str(error) else hint
+        raise ClaraError(f"{where}: {error}{hint}") from error
     except msgspec.DecodeError as error:
-        raise ClaraError(f"{where}: not a JSON object on one line: {error}") from error
+        raise ClaraError(f"{where}: not a JSON object on one line: {error}{hint}") from error
     if problem := fault(record):
         raise ClaraError(f"{where}: {problem}")
-    return record if record.id else msgspec.structs.replace(record, id=f"{path.name}:{number}")
+    return record if record.id else msgspec.structs.replace(record, id=clean(f"{path.name}:{number}"))
+
+
+def decode_line(decoder: msgspec.json.Decoder[T], line: bytes, where: str) -> T:
+    """Return what a line of JSON holds. Raises ClaraError for bytes that are not UTF-8 and for values nested too deep.
+
+    where: file and line, for the message. Anything else that is wrong with the line raises what msgspec raises.
+    """
+    try:
+        line.decode("utf-8")
+        return decoder.decode(line)
+    except UnicodeDecodeError as error:
+        raise ClaraError(f"{where}: invalid UTF-8 at byte {error.start} of the line") from error
+    except RecursionError as error:
+        raise ClaraError(f"{where}: lists or objects nested too deep to be read") from error
 
 
 def fault(record: Record) -> str | None:

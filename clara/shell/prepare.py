@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -30,7 +31,9 @@ from clara.io.files import staged_file
 from clara.io.records import Record, check_stage, iterate_records
 from clara.io.tokens import Tokenizer
 from clara.shell.arguments import flag, flag_form, new_layers, resolve
+from clara.shell.command import guarded
 from clara.shell.options import leaves, to_options
+from clara.shell.preparing.bounds import refusal
 from clara.shell.preparing.candidates import with_hard_candidates
 from clara.shell.preparing.corpus import Tally, corpus_records
 from clara.shell.preparing.questions import QuestionConfig, model_ask, question_fields, work_off
@@ -48,10 +51,13 @@ class PrepareOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         str, Meta(description="Base whose tokenizer counts; empty for the checkpoint's, or smollm2-135m.")
     ] = ""
     doc_max_tokens: Annotated[
-        int, Meta(ge=0, description="Longest passage, in tokens; 0 for the checkpoint's or the sample recipe's.")
+        int,
+        Meta(
+            ge=0, le=1_000_000, description="Longest passage, in tokens; 0 for the checkpoint's or the sample recipe's."
+        ),
     ] = 0
     candidates: Annotated[
-        int, Meta(ge=0, description="Documents for each question, hard negatives by BM25; 0 for none.")
+        int, Meta(ge=0, le=1_000_000, description="Documents for each question, hard negatives by BM25; 0 for none.")
     ] = 0
     questions: Annotated[
         str, Meta(description="Model that writes questions: folder, .gguf, Hugging Face id or built-in name.")
@@ -62,18 +68,10 @@ class PrepareOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 2 done but for what was left out, 1 a message to the user."""
-    try:
-        sources, out, options = read_arguments(argv)
-        return prepare(sources, out, options)
-    except ClaraError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print(
-            "\nstopped; nothing was written. Questions made so far are kept: run the same command again",
-            file=sys.stderr,
-        )
-        return 130
+    return guarded(
+        lambda: prepare(*read_arguments(argv)),
+        "stopped; nothing was written. Questions made so far are kept: run the same command again",
+    )
 
 
 def read_arguments(argv: Sequence[str] | None) -> tuple[list[str], Path, PrepareOptions]:
@@ -93,11 +91,12 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[list[str], Path, Prepare
         group = groups[path[0] if len(path) > 1 else "corpus"]
         group.add_argument(flag(path[-1]), dest="/".join(path), default=argparse.SUPPRESS, help=text, **flag_form(kind))
     found = vars(parser.parse_args(argv))
-    sources, out = found.pop("sources"), Path(found.pop("out")).expanduser()
+    sources, out = found.pop("sources"), Path(os.path.expanduser(found.pop("out")))
+    given = unflatten(found)
     try:
-        return sources, out, msgspec.convert(unflatten(found), PrepareOptions, strict=False)
+        return sources, out, msgspec.convert(given, PrepareOptions, strict=False)
     except msgspec.ValidationError as error:
-        raise ClaraError(f"options: {error}") from error
+        raise ClaraError(refusal(error, given)) from error
 
 
 def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> int:
@@ -109,8 +108,7 @@ def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> int:
     found = find_files(sources)
     for note in found.notes:
         tell(note.text)
-    # A corpus that was written into the folder of its sources is none of them.
-    files = [path for path in found.files if str(path) in sources or path.resolve() != out.resolve()]
+    files = files_without(found.files, out, sources)
     tally = Tally(Counter(skipped=len(found.notes), unknown=found.unknown), Counter())
     tokenizer = load_base_tokenizer(model)
     with staged_file(out) as beside:
@@ -128,6 +126,19 @@ def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> int:
     print("\n".join(summary(tally, max_tokens, model)))
     print(f"written    {out}, {written:,} records")
     return 2 if tally.counts["skipped"] or tally.counts["left_out"] else 0
+
+
+def files_without(files: Sequence[Path], out: Path, sources: Sequence[str]) -> list[Path]:
+    """Return the files without the corpus that an earlier run wrote among them, unless a source names it.
+
+    Raises ClaraError where it is the only one.
+    """
+    target = os.path.realpath(out)
+    named = target in [os.path.realpath(os.path.expanduser(source)) for source in sources]
+    rest = [path for path in files if named or os.path.realpath(path) != target]
+    if files and not rest:
+        raise ClaraError(f"{out}: the only file in the sources is the output itself; name it as a source to read it")
+    return rest
 
 
 def target_of(options: PrepareOptions) -> tuple[str, int]:

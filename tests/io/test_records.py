@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections import Counter
 from pathlib import Path
@@ -45,7 +46,9 @@ def refusal(path: Path) -> str:
 BAD_LINES = {
     "invalid UTF-8": (b'{"docs": ["a\xffb"]}', ["invalid UTF-8", "byte 12"]),
     "no JSON": (b'{"docs": ["a"', ["not a JSON object"]),
-    "words": (b"A lamp.", ["not a JSON object"]),
+    "words": (b"A lamp.", ["not a JSON object", "clara.shell.prepare makes a corpus out of documents"]),
+    "words in Latin-1": (b"Caf\xe9", ["invalid UTF-8 at byte 3", "clara.shell.prepare makes"]),
+    "nested too deep": (b'{"docs": ["a"], "more": ' + b"[" * 100_000, ["nested too deep"]),
     "a list": (["A lamp."], ["object", "array"]),
     "a string": ("A lamp.", ["object", "str"]),
     "two records in one line": (b'{"docs": ["a"]} {"docs": ["b"]}', ["not a JSON object on one line"]),
@@ -53,6 +56,7 @@ BAD_LINES = {
     "a wrong type inside": (GOOD | {"answers": [3]}, ["str", "int", "$.answers[0]"]),
     "null": (GOOD | {"data_type": None}, ["str", "null", "$.data_type"]),
     "missing docs": ({"question": ["What?"], "answers": ["A lamp"]}, ["missing", "docs"]),
+    "a text": ({"text": "A lamp."}, ["missing required field `docs`", "clara.shell.prepare makes"]),
     "no document": (GOOD | {"docs": []}, ["docs is empty", "at least one"]),
     "an empty document": (GOOD | {"docs": ["A lamp.", ""]}, ["docs[1] is empty"]),
     "a blank document": (GOOD | {"docs": [" \n\t"]}, ["docs[0] is empty"]),
@@ -82,6 +86,22 @@ def test_a_bad_line_is_refused_with_file_and_line_and_what_is_wrong(line: Any, s
     message = refusal(path)
     assert message.startswith(f"{path}:3: ")
     assert all(part in message for part in said), message
+
+
+def test_a_record_that_is_only_cut_off_is_not_taken_for_a_document(tmp_path: Path) -> None:
+    assert "clara.shell.prepare" not in refusal(write(tmp_path, b'{"docs": ["a"'))
+
+
+def test_utf16_is_refused_once_for_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(json.dumps(GOOD).encode("utf-16"))
+    assert refusal(path) == f"{path}: UTF-16; save it as UTF-8"
+
+
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "data.jsonl"
+    os.mkfifo(path)
+    assert refusal(path).startswith(f"{path}: not a plain file; wanted a JSON Lines file")
 
 
 @pytest.mark.parametrize("content", [b"", b"\n\n", b"\xef\xbb\xbf\r\n"])

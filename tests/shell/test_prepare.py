@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,8 +111,13 @@ def test_where_nothing_can_be_done_nothing_is_written(command: Run, tmp_path: Pa
     [
         (["--out", "{tmp}"], "is a folder; wanted the name of a file"),
         (["--out", "{tmp}/no/corpus.jsonl"], "its folder does not exist"),
-        (["--out", "{tmp}/a.jsonl", "--attempts", "0"], "options: Expected `int` >= 1 - at `$.writing.attempts`"),
-        (["--out", "{tmp}/a.jsonl", "--max-pages", "many"], "at `$.limits.max_pages`"),
+        (["--out", "{tmp}/a.jsonl", "--attempts", "0"], "error: --attempts 0: wanted 1 or more"),
+        (["--out", "{tmp}/a.jsonl", "--max-pages", "many"], "error: --max-pages many: wanted a whole number"),
+        (["--out", "{tmp}/a.jsonl", "--max-megabytes", "inf"], "--max-megabytes inf: wanted 1000000 or less"),
+        (["--out", "{tmp}/a.jsonl", "--page-seconds", "inf"], "--page-seconds inf: wanted 86400 or less"),
+        (["--out", "{tmp}/a.jsonl", "--max-characters", "9" * 20], f"{'9' * 20}: wanted 10000000000 or less"),
+        (["--out", "{tmp}/a.jsonl", "--doc-max-tokens", "9" * 20], f"{'9' * 20}: wanted 1000000 or less"),
+        (["--out", "{tmp}/a.jsonl", "--seed", "9" * 20], f"--seed {'9' * 20}: wanted 9223372036854775807 or less"),
         (["--out", "{tmp}/a.jsonl", "--checkpoint", "{tmp}"], "no whole checkpoint found"),
         (["--out", "{tmp}/a.jsonl", "--candidates", "3"], "no record has a question"),
     ],
@@ -129,6 +137,46 @@ def test_a_corpus_in_the_folder_of_its_sources_is_none_of_them(papers: Path, com
     first = out.read_bytes()
     assert command(papers, "--out", out)[0] == 0
     assert out.read_bytes() == first
+
+
+def test_a_corpus_that_is_named_is_read_however_it_is_written(
+    command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for source in ("t.jsonl", "./t.jsonl", tmp_path / "t.jsonl"):
+        Path("t.jsonl").write_text(json.dumps({"text": PROSE[0]}))
+        status, _, errors = command(source, "--out", "t.jsonl")
+        assert (status, errors) == (0, "")
+        assert [passage.text for passage in read_passages("t.jsonl")] == [PROSE[0]]
+    status, _, errors = command(".", "--out", "t.jsonl")
+    assert status == 1 and "t.jsonl: the only file in the sources is the output itself; name it" in errors
+
+
+def test_links_that_lead_nowhere_are_named(papers: Path, command: Run, tmp_path: Path) -> None:
+    os.symlink("loop.jsonl", papers / "loop.jsonl")
+    status, _, errors = command(papers, "--out", tmp_path / "corpus.jsonl")
+    assert status == 2 and errors.startswith(f"{papers / 'loop.jsonl'}: ")
+
+
+def test_bad_lines_bad_names_and_pipes_are_left_out_and_the_rest_is_written(
+    papers: Path, command: Run, tmp_path: Path
+) -> None:
+    (papers / "bytes.jsonl").write_bytes(b'{"text": "\xff"}\n{"text": "Good."}\n')
+    (papers / "deep.jsonl").write_bytes(b'{"more": ' + b"[" * 100_000)
+    os.mkfifo(papers / "pipe.jsonl")
+    with contextlib.suppress(OSError):  # some file systems have no such names
+        (papers / "name\udcff.txt").write_text("A lamp by another name.")
+    out = tmp_path / "corpus.jsonl"
+    status, _, errors = command(papers, "--out", out)
+    assert status == 2
+    assert sorted(Path(line.split(": ")[0]).name for line in errors.splitlines()) == [
+        "bytes.jsonl:1",
+        "deep.jsonl:1",
+        "pipe.jsonl",
+    ]
+    sources = Counter(passage.source for passage in read_passages(str(out)))
+    assert sources[str(papers / "bytes.jsonl")] == 1
+    assert sources[str(papers / "name?.txt")] == ("name\udcff.txt" in os.listdir(papers))
 
 
 def test_limits_are_options(papers: Path, command: Run, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from clara.io.corpus.rawtext import clean
 from clara.io.records import Record, data_path, iterate_records
 
 
@@ -57,7 +58,7 @@ class PassageRecord(Record, frozen=True, kw_only=True):
 
 def content_hash(text: str) -> str:
     """Return the first 32 hexadecimal digits of the SHA-256 of a text's UTF-8, half surrogate pairs as "?"."""
-    return hashlib.sha256(text.encode("utf-8", "replace")).hexdigest()[:32]
+    return hashlib.sha256(clean(text).encode()).hexdigest()[:32]
 
 
 def passage_record(passage: Passage, **fields: Any) -> PassageRecord:
@@ -67,9 +68,18 @@ def passage_record(passage: Passage, **fields: Any) -> PassageRecord:
 
 
 def encode_record(record: Record) -> bytes:
-    """Return a record as a line of JSON, without the fields that say nothing."""
-    fields = {name: value for name, value in msgspec.structs.asdict(record).items() if value not in (None, [])}
+    """Return a record as a line of JSON, without the fields that say nothing; half surrogate pairs are "?"."""
+    fields = {
+        name: _cleaned(value) for name, value in msgspec.structs.asdict(record).items() if value not in (None, [])
+    }
     return msgspec.json.encode(fields) + b"\n"
+
+
+def _cleaned(value: Any) -> Any:
+    """Return the value of a field as UTF-8 can carry it."""
+    if isinstance(value, str):
+        return clean(value)
+    return [_cleaned(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def read_passages(path: str) -> Iterator[Passage]:
@@ -91,11 +101,11 @@ def read_passages(path: str) -> Iterator[Passage]:
 def _passage(record: PassageRecord, text: str, key: str, file: Path) -> Passage:
     """Return the passage of one document of a line."""
     if len(record.docs) > 1:
-        return Passage(text=text, source=file.name, end=len(text), hash=key)
+        return Passage(text=text, source=clean(file.name), end=len(text), hash=key)
     return Passage(
         text=text,
         title=record.title,
-        source=record.source or file.name,
+        source=record.source or clean(file.name),
         pages=record.pages,
         start=record.start,
         end=record.end or record.start + len(text),

@@ -18,7 +18,7 @@ from pypdf.errors import DependencyError
 from clara.io.corpus.deadline import OutOfTime, within
 from clara.io.corpus.passages import Document
 from clara.io.corpus.pdf_text import Line, page_text, repaired
-from clara.io.corpus.rawtext import Limits, read_bytes
+from clara.io.corpus.rawtext import Limits, clean, read_bytes
 from clara.io.errors import ClaraError
 
 SLOW_PAGES = 3
@@ -52,7 +52,7 @@ def read_pdf(path: Path, limits: Limits | None = None) -> tuple[Document, list[s
         raise ClaraError(f"{path}: no text in its {count} pages{said}; a scan needs OCR first, as ocrmypdf does it")
     if _unreadable(text) > UNREADABLE:
         raise ClaraError(f"{path}: its fonts do not say what their letters are; OCR it, as ocrmypdf --force-ocr does")
-    return Document(text, title, str(path), starts), notes
+    return Document(text, title, clean(str(path)), starts), notes
 
 
 def _open(path: Path, raw: bytes, limits: Limits) -> tuple[pypdf.PdfReader, int]:

@@ -14,9 +14,9 @@ from clara.io.corpus.deadline import OutOfTime, within
 from clara.io.corpus.markup import html_charset, html_text, markdown_title, plain_title
 from clara.io.corpus.passages import Document, PassageRecord
 from clara.io.corpus.pdf import read_pdf
-from clara.io.corpus.rawtext import Limits, decode_text, read_bytes
+from clara.io.corpus.rawtext import Limits, clean, decode_text, json_lines, read_bytes
 from clara.io.errors import ClaraError
-from clara.io.records import decode_record
+from clara.io.records import decode_line, decode_record
 
 KINDS = {
     "pdf": (".pdf",),
@@ -68,7 +68,7 @@ def find_files(sources: Sequence[str]) -> Found:
     notes: list[Note] = []
     unknown = 0
     for source in sources:
-        path = Path(source).expanduser()
+        path = Path(os.path.expanduser(source))  # leaves ~nobody as it is
         if not path.is_dir():
             if path.suffix.lower() in ENDINGS:
                 files[path] = None
@@ -139,35 +139,24 @@ def _read_text(path: Path, kind: str, limits: Limits) -> tuple[Document, str]:
             raise ClaraError(f"{path}: takes more than {limits.page_seconds:g} s; raise --page-seconds") from None
     else:
         title = markdown_title(text) if kind == "markdown" else plain_title(text)
-    return _checked(Document(text, title or path.stem, str(path)), limits), note
+    return _checked(Document(text, title or clean(path.stem), clean(str(path))), limits, str(path)), note
 
 
-def _checked(document: Document, limits: Limits) -> Document:
-    """Return the document. Raises ClaraError where it is too long or has no text."""
+def _checked(document: Document, limits: Limits, where: str) -> Document:
+    """Return the document. Raises ClaraError, naming where it stands, if it is too long or has no text."""
     if len(document.text) > limits.max_characters:
         most = f"{limits.max_characters:,}"
-        raise ClaraError(f"{document.source}: more than {most} characters; raise --max-characters or split it")
+        raise ClaraError(f"{where}: more than {most} characters; raise --max-characters or split it")
     if not document.text.strip():
-        raise ClaraError(f"{document.source}: no text in it")
+        raise ClaraError(f"{where}: no text in it")
     return document
 
 
 def _read_lines(path: Path, limits: Limits) -> Iterator[Document | PassageRecord | Note]:
     """Yield the documents and records of a JSON Lines file, and a note for each bad line."""
     decoder, records = msgspec.json.Decoder(_Line), msgspec.json.Decoder(PassageRecord)
-    most = int(limits.max_megabytes * 1e6)
-    number = 0
-    try:
-        with path.open("rb") as stream:
-            while line := stream.readline(most + 1):
-                number += 1
-                if len(line) > most:
-                    raise ClaraError(f"{path}:{number}: a line of more than {limits.max_megabytes:g} MB")
-                line = line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line
-                if line.strip():
-                    yield _read_line(line, path, number, decoder, records, limits)
-    except OSError as error:
-        raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
+    for number, line in json_lines(path, limits):
+        yield _read_line(line, path, number, decoder, records, limits)
 
 
 def _read_line(
@@ -181,10 +170,10 @@ def _read_line(
     """Return what a line holds, or what is wrong with it."""
     where = f"{path}:{number}"
     try:
-        found = decoder.decode(line)
+        found = decode_line(decoder, line, where)
         if bytes(found.docs):
             return decode_record(records, line, path, number)
-        return _checked(Document(found.text, found.title, found.source or where), limits)
+        return _checked(Document(found.text, found.title, found.source or clean(str(path))), limits, where)
     except msgspec.MsgspecError as error:
         return Note(f"{where}: wanted an object with text or docs: {error}")
     except ClaraError as error:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clara.io.corpus.passages import Passage, content_hash
+from clara.io.corpus.rawtext import clean
 from clara.io.errors import ClaraError
 from clara.io.files import reason
 
@@ -165,11 +166,6 @@ def passage_of(values: Sequence[Any]) -> Passage:
     key, text, title, source, first, last, start, end, tokens = values
     pages = None if first is None else (first, last)
     return Passage(text=text, title=title, source=source, pages=pages, start=start, end=end, tokens=tokens, hash=key)
-
-
-def clean(text: str) -> str:
-    """Return a text as UTF-8 can carry it, half surrogate pairs as question marks."""
-    return text.encode("utf-8", "replace").decode()
 
 
 def spaced(text: str) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from clara.core.search import taken
-from clara.io.memory_store.database import clean, explained, transaction
+from clara.io.corpus.rawtext import clean
+from clara.io.memory_store.database import explained, transaction
 from clara.io.memory_store.shards import Place, append_rows, map_rows
 from clara.io.memory_store.store import SHARDS, Store, last_place, require_writable, shards_of, sweep, take
 

@@ -40,14 +40,16 @@ VERDICT_TOKENS = 8
 class QuestionConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How questions are made."""
 
-    simple: Annotated[int, Meta(ge=0, description="Questions about one fact that a passage is to have.")] = 3
-    complex: Annotated[int, Meta(ge=0, description="Questions about two or more facts that it is to have.")] = 2
+    simple: Annotated[int, Meta(ge=0, le=1000, description="Questions about one fact that a passage is to have.")] = 3
+    complex: Annotated[
+        int, Meta(ge=0, le=1000, description="Questions about two or more facts that it is to have.")
+    ] = 2
     paraphrase: Annotated[bool, Meta(description="Whether it is to have a paraphrase.")] = True
-    attempts: Annotated[int, Meta(ge=1, description="How often the model is asked for what is missing.")] = 3
-    temperature: Annotated[float, Meta(ge=0, description="Of what is written; verdicts are greedy.")] = 0.7
-    reply_tokens: Annotated[int, Meta(ge=1, description="Longest reply.")] = 512
-    question_batch: Annotated[int, Meta(ge=1, description="Passages that are worked on at a time.")] = 16
-    seed: Annotated[int, Meta(ge=0, description="Of all draws: replies, candidates and their order.")] = 0
+    attempts: Annotated[int, Meta(ge=1, le=1000, description="How often the model is asked for what is missing.")] = 3
+    temperature: Annotated[float, Meta(ge=0, le=100, description="Of what is written; verdicts are greedy.")] = 0.7
+    reply_tokens: Annotated[int, Meta(ge=1, le=1_000_000, description="Longest reply.")] = 512
+    question_batch: Annotated[int, Meta(ge=1, le=1_000_000, description="Passages that are worked on at a time.")] = 16
+    seed: Annotated[int, Meta(ge=0, le=2**63 - 1, description="Of all draws: replies, candidates and their order.")] = 0
     prompts: QuestionPrompts = QuestionPrompts()
 
 

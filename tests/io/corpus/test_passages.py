@@ -48,6 +48,14 @@ def test_half_a_surrogate_pair_counts_as_a_question_mark() -> None:
     assert content_hash("a\ud800b") == content_hash("a?b") != content_hash("ab")
 
 
+def test_a_name_that_is_not_utf8_does_not_stop_a_line_from_being_written(tmp_path: Path) -> None:
+    record = passage_record(
+        Passage(text="A lamp.", title="b\udcff", source="b\udcff.txt", hash="0"), question=["\ud800"]
+    )
+    (passage,) = read_passages(write(tmp_path, encode_record(record)))
+    assert (passage.title, passage.source) == ("b?", "b?.txt")
+
+
 def test_a_passage_comes_back_from_its_line(tmp_path: Path) -> None:
     passage = hashed(PASSAGE)
     line = encode_record(passage_record(passage))

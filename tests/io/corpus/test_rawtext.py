@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clara.io.corpus.rawtext import Limits, decode_text, read_bytes
+from clara.io.corpus.rawtext import Limits, clean, decode_text, json_lines, read_bytes
 from clara.io.errors import ClaraError
 
 
@@ -54,3 +55,29 @@ def test_a_file_within_its_limit_is_read_and_one_beyond_is_refused(tmp_path: Pat
 def test_what_is_no_file_is_refused(name: str, said: str, tmp_path: Path) -> None:
     with pytest.raises(ClaraError, match=said):
         read_bytes(tmp_path / name, Limits())
+
+
+def test_the_largest_limit_does_not_take_the_memory_it_allows(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"x")
+    assert read_bytes(path, Limits(max_megabytes=1e6)) == b"x"
+
+
+def test_lines_are_counted_with_blank_ones_and_come_without_a_mark(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(codecs.BOM_UTF8 + b"a\n \r\nb")
+    assert list(json_lines(path)) == [(1, b"a\n"), (3, b"b")]
+    assert list(json_lines(path, Limits(max_megabytes=1e6))) == [(1, b"a\n"), (3, b"b")]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-32"])
+@pytest.mark.parametrize("order", ["le", "be"])
+def test_lines_in_other_encodings_are_refused_at_once(encoding: str, order: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("\ufeff{}\n{}\n".encode(f"{encoding}-{order}"))
+    with pytest.raises(ClaraError, match=rf"a\.jsonl: {encoding.upper()}; save it as UTF-8$"):
+        list(json_lines(path))
+
+
+def test_half_surrogate_pairs_are_question_marks() -> None:
+    assert clean("a\udcffé") == "a?é"
