@@ -115,7 +115,7 @@ def write_answers(session: Session, store: Store, how: Search, arguments: argpar
     """
     queries = read_queries(Path(arguments.batch).expanduser())
     lines, begun, done, stop = list[bytes](), time.perf_counter(), 0, False
-    with interruptible("batch") as interrupted:
+    with interruptible("batch", sys.stderr) as interrupted:
         while done < len(queries) and not stop:
             part = queries[done : done + arguments.batch_size]
             for answer in batch_answers(session, store, how, part, arguments.text, arguments.max_tokens):

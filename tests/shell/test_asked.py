@@ -110,8 +110,9 @@ def test_questions_are_read_as_other_tools_write_them(tmp_path: Path) -> None:
 
 
 def test_after_ctrl_c_the_answers_so_far_are_there(
-    path: Path, batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, batch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    capsys.readouterr()
     real = asked.batch_answers
 
     def press(*arguments: Any) -> Any:
@@ -122,4 +123,5 @@ def test_after_ctrl_c_the_answers_so_far_are_there(
     out = tmp_path / "answers.jsonl"
     arguments = ["--store", path, "--batch", batch, "--batch-size", "2", "--max-tokens", "6", "--out", out]
     assert ask.main([str(argument) for argument in arguments]) == 130
+    assert capsys.readouterr().out == ""
     assert len(out.read_text().splitlines()) == 2
