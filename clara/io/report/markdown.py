@@ -9,8 +9,8 @@ from clara.core.figures import spoken
 from clara.io.report.document import Block, Cell, Picture, Report, Section, Table
 from clara.io.report.svg import UNFIT
 
-ACTIVE = re.compile(r"[\\`*<>|\[\]&~$#]|(?<!\w)_|_(?!\w)")
-"""What could mean something else than itself; an underscore within a word cannot."""
+ACTIVE = re.compile(r"[\\`*>|\[\]&~$#]|<(?! )|(?<!\w)_|_(?!\w)")
+"""What could mean something else than itself: an underscore within a word cannot, nor can "<" before a space."""
 
 
 def markdown(report: Report, images: Mapping[str, str]) -> str:
