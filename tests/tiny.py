@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -100,6 +100,7 @@ def tiny_config(
     *,
     stage: Stage = "pretrain",
     anchored: bool = False,
+    anchor_pooling: Literal["mean", "learned"] = "mean",
     dropout: float = 0.0,
     loss: LossConfig | None = None,
     compute: ComputeConfig | None = None,
@@ -109,7 +110,10 @@ def tiny_config(
     return StepConfig(
         stage=stage,
         memory=MemoryConfig(
-            doc_max_tokens=DOCUMENT_TOKENS, compression_rate=DOCUMENT_TOKENS // MEMORY_TOKENS, anchored=anchored
+            doc_max_tokens=DOCUMENT_TOKENS,
+            compression_rate=DOCUMENT_TOKENS // MEMORY_TOKENS,
+            anchored=anchored,
+            anchor_pooling=anchor_pooling,
         ),
         lora=LoraConfig(rank=4, alpha=8.0, dropout=dropout),
         loss=loss or stage_loss(stage),
@@ -148,6 +152,8 @@ def tiny_params(base: Base, config: StepConfig, seed: int = 0) -> Params:
     }
     if config.memory.anchored:
         params["anchor_gain"] = 0.5 + 0.1 * normal(rng, HIDDEN)
+    if config.memory.anchor_pooling == "learned":
+        params["anchor_query"] = 0.2 * normal(rng, HIDDEN)
     return params
 
 

@@ -6,17 +6,22 @@ at adapted linear layers, at the token embedding, and at recomputed layers. The 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from clara.core.lora import lora_linear
+from clara.core.lora import lora_linears
 from clara.core.types import Adapter
 
 LINEARS = (nn.Linear, nn.QuantizedLinear)
 EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
+
+
+SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of layers of one module that are given the same array: their adapters' first products are one."""
 
 
 class Substitute(nn.Module):
@@ -113,6 +118,7 @@ def bind(
     key: mx.array | None = None,
     embed: Callable[[mx.array], mx.array] | None = None,
     grad_checkpoint: int = 0,
+    dequantize_rows: int = 0,
 ) -> nn.Module:
     """Return a model that computes `module` with `adapter` on its linear layers; `module` stays as it is.
 
@@ -122,27 +128,81 @@ def bind(
     """
     parts = anatomy(module)
     adapter = adapter or {}
-    linears = dict(module.named_modules())
-    if unknown := [path for path in adapter if not isinstance(linears.get(path), LINEARS)]:
+    modules = dict(module.named_modules())
+    if unknown := [path for path in adapter if not isinstance(modules.get(path), LINEARS)]:
         raise ValueError(f"the adapter names {unknown[0]!r}, which is no linear layer of this base")
-    keys = mx.random.split(key, len(adapter)) if key is not None and dropout and adapter else None
-    drop = {path: None if keys is None else keys[i] for i, path in enumerate(sorted(adapter))}
-
-    def adapted(pairs: Adapter) -> dict[str, nn.Module]:
-        def call(path: str) -> Callable[..., mx.array]:
-            return lambda x: lora_linear(linears[path], x, pairs[path], scale, dropout, drop[path])
-
-        return {path: Substitute(linears[path], call(path)) for path in pairs}
-
-    substitutes = adapted(adapter)
+    keys = mx.random.split(key, len(adapter)) if key is not None and dropout and adapter else [None] * len(adapter)
+    how = {"scale": scale, "dropout": dropout, "dequantize_rows": dequantize_rows}
+    inside = functools.partial(adapted, modules, keys=dict(zip(sorted(adapter), keys, strict=True)), how=how)
+    substitutes = inside(adapter)
     if embed is not None:
-        substitutes[parts.embedding] = Substitute(linears[parts.embedding], embed)
+        substitutes[parts.embedding] = Substitute(modules[parts.embedding], embed)
     for i, layer in enumerate(part_of(module, parts.layers)):
         if grad_checkpoint and i % grad_checkpoint == 0:
             path = f"{parts.layers}.{i}"
             pairs = {p: pair for p, pair in adapter.items() if p.startswith(path + ".")}
-            substitutes[path] = Substitute(layer, recomputed(layer, path, pairs, adapted))
+            substitutes[path] = Substitute(layer, recomputed(layer, path, pairs, inside))
     return share(module, substitutes)
+
+
+def adapted(
+    modules: Mapping[str, nn.Module], pairs: Adapter, keys: Mapping[str, mx.array | None], how: Mapping[str, Any]
+) -> dict[str, nn.Module]:
+    """Return {path: substitute} of the linear layers that `pairs` adapts, and of every norm.
+
+    keys: of each layer's dropout; layers that read the same input share that of the first. how: see `lora_linears`.
+    """
+    found: dict[str, nn.Module] = {
+        path: Substitute(norm, frozen_norm(norm)) for path, norm in modules.items() if type(norm) is nn.RMSNorm
+    }
+    for paths in siblings(pairs):
+        linears: list[Any] = [modules[path] for path in paths]
+        call = functools.partial(lora_linears, linears, pairs=[pairs[p] for p in paths], key=keys[paths[0]], **how)
+        once = shared(call)
+        found |= {path: Substitute(linears[i], picked(once, i)) for i, path in enumerate(paths)}
+    return found
+
+
+def siblings(pairs: Adapter) -> list[tuple[str, ...]]:
+    """Return the adapted paths in groups whose layers read the same input; a layer of its own is a group of one."""
+    groups: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for path in sorted(pairs):
+        parent, _, name = path.rpartition(".")
+        family = next((names for names in SAME_INPUT if name in names), (name,))
+        groups.setdefault((parent, family), []).append(path)
+    return [tuple(group) for group in groups.values()]
+
+
+def shared(call: Callable[[mx.array], list[mx.array]]) -> Callable[[mx.array], list[mx.array]]:
+    """Return a function that computes anew only for another array than the last one."""
+    last: list[tuple[mx.array, list[mx.array]]] = []
+
+    def once(x: mx.array) -> list[mx.array]:
+        if not last or last[0][0] is not x:
+            last[:] = [(x, call(x))]
+        return last[0][1]
+
+    return once
+
+
+def picked(call: Callable[[mx.array], list[mx.array]], place: int) -> Callable[[mx.array], mx.array]:
+    """Return the function of one of the results of `call`."""
+    return lambda x: call(x)[place]
+
+
+def frozen_norm(norm: Any) -> Callable[[mx.array], mx.array]:
+    """Return the function of an RMS norm whose weight has no gradient: that would be a sum over all positions."""
+
+    @mx.custom_function
+    def normed(x: mx.array) -> mx.array:
+        return mx.fast.rms_norm(x, norm.weight, norm.eps)
+
+    @normed.vjp
+    def normed_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        weighted = cotangents * norm.weight.astype(cotangents.dtype)
+        return mx.vjp(lambda x: mx.fast.rms_norm(x, None, norm.eps), [primals], [weighted])[1][0]
+
+    return cast(Callable[[mx.array], mx.array], normed)
 
 
 def recomputed(

@@ -87,8 +87,8 @@ def collate(
 
     key: uint32[2]. A document of several examples is in the batch once. top_k: how many documents each example will
     choose; its questions and positives then come along. memory: gives the memories of documents, float[n, M, D],
-    which stand in the batch in place of their tokens. Raises ValueError, naming the example, where an answer begins a
-    row: nothing could predict its first token.
+    which stand in the batch in place of their tokens. Without any document it has no rows of them. Raises ValueError,
+    naming the example, where an answer begins a row: nothing could predict its first token.
     """
     for example in examples:
         if example.roles[:1] == (ANSWER,):
@@ -100,7 +100,7 @@ def collate(
     candidates = np.full((len(examples), max(width, 1)), -1, dtype=np.int32)
     for i, example in enumerate(examples):
         candidates[i, : len(example.documents)] = [row[document] for document in example.documents]
-    rows = bucket(len(distinct), len(examples))
+    rows = bucket(len(distinct), len(examples)) if distinct else 0
     slots = (candidates.shape[1] if top_k is None else top_k) * layout.num_memory_tokens
     return Batch(
         pad_documents(distinct, layout, rows, multiple) if memory is None else pad_rows(memory(distinct), rows),
@@ -142,7 +142,7 @@ def pad_documents(documents: Sequence[Tokens], layout: Layout, rows: int, multip
     """Return the documents padded to `rows` rows, each with room for its memory tokens."""
     width = bucket(max((len(d) for d in documents), default=0) + layout.num_memory_tokens, multiple)
     lengths = [len(document) for document in documents] + [0] * (rows - len(documents))
-    return Documents(pad(documents, rows, width), mx.array(lengths))
+    return Documents(pad(documents, rows, width), mx.array(lengths, dtype=mx.int32))
 
 
 def pad_rows(memory: mx.array, rows: int) -> mx.array:

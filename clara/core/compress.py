@@ -7,8 +7,18 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from clara.core.bind import anatomy, hidden_states, part_of
-from clara.core.config import StepConfig
-from clara.core.memory import anchor_memory, anchors, document_slots, masked_mean, place_memory, read_memory
+from clara.core.config import Layout, StepConfig
+from clara.core.memory import (
+    Chunks,
+    anchor_memory,
+    anchors,
+    document_chunks,
+    document_slots,
+    learned_anchors,
+    masked_mean,
+    place_memory,
+    read_memory,
+)
 from clara.core.types import Base, Documents, Params
 
 
@@ -47,31 +57,36 @@ def compress(
     tokens, lengths = documents
     layout = base.layout
     slots = document_slots(lengths, layout.num_memory_tokens, tokens.shape[1])
-    embeddings = embed(base, tokens)
-    inputs = params["memory_embeddings"]
-    anchor = None
+    embeddings, inputs = embed(base, tokens), params["memory_embeddings"]
+    chunks = text_chunks(layout, lengths, tokens.shape[1])
     if config.memory.anchored:
-        start, frame = len(layout.prefix), len(layout.prefix) + len(layout.suffix)
-        count = mx.maximum(lengths - frame, 0)
-        anchor = anchors(embeddings, mx.full(lengths.shape, start), count, layout.num_memory_tokens)
-        embeddings = place_memory(embeddings, inputs + anchor, offset_by_row(slots, layout.num_memory_tokens))
-    else:
-        embeddings = place_memory(embeddings, inputs, slots)
+        anchor = anchors(embeddings, chunks)
+        inputs, slots = inputs + anchor, offset_by_row(slots, layout.num_memory_tokens)
     hidden = hidden_states(
         base.module,
-        embeddings,
+        place_memory(embeddings, inputs, slots),
         params["adapters"][adapter],
         scale=config.lora.scale,
         dropout=config.lora.dropout,
         key=key,
         grad_checkpoint=config.compute.grad_checkpoint,
+        dequantize_rows=config.compute.dequantize_rows,
     )
     memory = read_memory(hidden, lengths, layout.num_memory_tokens)
     before = mx.arange(tokens.shape[1])[None] < lengths[:, None]
     means = masked_mean(memory, mx.ones(memory.shape[:2], dtype=mx.bool_)), masked_mean(hidden, before)
-    if anchor is not None:
+    if config.memory.anchor_pooling == "learned":
+        anchor = learned_anchors(embeddings, hidden, params["anchor_query"], chunks)
+    if config.memory.anchored:
         memory = anchor_memory(memory, anchor, params["anchor_gain"], base.embedding_rms)
     return Compressed(memory, *means)
+
+
+def text_chunks(layout: Layout, lengths: mx.array, width: int) -> Chunks:
+    """Return the chunks of documents of lengths: int32[N] tokens in rows of `width`, their frames left out."""
+    start, frame = len(layout.prefix), len(layout.prefix) + len(layout.suffix)
+    count = mx.maximum(lengths - frame, 0)
+    return document_chunks(mx.full(lengths.shape, start), count, layout.num_memory_tokens, width)
 
 
 def offset_by_row(slots: mx.array, num_memory_tokens: int) -> mx.array:

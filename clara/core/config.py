@@ -11,6 +11,9 @@ Stage = Literal["pretrain", "instruct", "retrieval", "end_to_end"]
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
+Relevance = Literal["flattened", "late"]
+"""How a question scores a document, both compressed (see `relevance_scores`)."""
+
 CHOOSING: tuple[Stage, ...] = ("retrieval", "end_to_end")
 """The stages in which a question chooses among candidate documents; the others read every document they are given."""
 
@@ -57,8 +60,17 @@ class MemoryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     cuts_suffix: Annotated[
         bool, Meta(description="Cut a document that is too long after framing it, as the original does.")
     ] = False
+    anchor_pooling: Annotated[
+        Literal["mean", "learned"],
+        Meta(
+            description="Weights of the embeddings in an anchor: mean: all equal; learned: a trained softmax over the "
+            "compressor's states, which starts as the mean."
+        ),
+    ] = "mean"
 
     def __post_init__(self) -> None:
+        if self.anchor_pooling == "learned" and not self.anchored:
+            raise ValueError("anchor_pooling learned: memory has no anchors to pool; wanted anchored, or mean")
         if self.compression_rate > self.doc_max_tokens:
             raise ValueError(
                 f"compression_rate {self.compression_rate} leaves no memory token of doc_max_tokens "
@@ -136,6 +148,20 @@ class RetrievalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     train_compressor: Annotated[
         bool, Meta(description="Train the compressor on, so that documents are compressed anew in each step.")
     ] = False
+    relevance: Annotated[
+        Relevance,
+        Meta(
+            description="How a question scores a document: flattened: cosine of their whole memories; late: sum of "
+            "the best matches of its memory vectors among the document's."
+        ),
+    ] = "flattened"
+    in_batch_negatives: Annotated[
+        bool,
+        Meta(
+            description="Count the other documents of the batch (with accumulation: of its part) as further "
+            "negatives in the contrastive loss."
+        ),
+    ] = False
 
 
 class OptimizerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,6 +186,10 @@ class ComputeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     ] = 0
     logits_chunk: Annotated[
         int, Meta(ge=1, description="Answer positions whose vocabulary logits exist at one time.")
+    ] = 1024
+    dequantize_rows: Annotated[
+        int,
+        Meta(ge=0, description="Positions from which a quantised layer is dequantised for a plain product; 0 = never."),
     ] = 1024
 
 

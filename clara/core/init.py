@@ -52,7 +52,24 @@ def init_params(
     }
     if config.memory.anchored:
         params["anchor_gain"] = mx.full((base.special_embeddings.shape[1],), config.memory.anchor_gain)
+    if config.memory.anchor_pooling == "learned":
+        params["anchor_query"] = mx.zeros((base.special_embeddings.shape[1],))
     return params
+
+
+def resample_memory(params: Params, num_memory_tokens: int) -> Params:
+    """Return params for another number of memory tokens: the mean of rows that become one, copies of one that several.
+
+    So training can begin at a low compression rate, which a generator learns to read sooner, and go on at a higher.
+    """
+    rows = params["memory_embeddings"]
+    before, after = rows.shape[0], num_memory_tokens
+    if before == after:
+        return params
+    first = [j * before // after for j in range(after)]
+    last = [max((j + 1) * before // after, first[j] + 1) for j in range(after)]
+    means = [rows[a:b].mean(axis=0) for a, b in zip(first, last, strict=True)]
+    return {**params, "memory_embeddings": mx.stack(means)}
 
 
 def add_reasoner(params: Params) -> Params:

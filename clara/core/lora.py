@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from clara.core.types import Adapter
 
@@ -24,6 +27,15 @@ def init_adapter(key: mx.array, shapes: Mapping[str, tuple[int, int]], rank: int
     }
 
 
+class Layer(NamedTuple):
+    """A frozen linear layer, as a sum of products sees it."""
+
+    forward: Callable[[mx.array], mx.array]
+    """float[n, in] → float[n, out]."""
+    weight: Callable[[mx.array], mx.array] | None
+    """The weight, float[out, in], to be ready once an array is; None where only `forward` knows it."""
+
+
 def lora_linear(
     linear: Callable[[mx.array], mx.array],
     x: mx.array,
@@ -31,14 +43,126 @@ def lora_linear(
     scale: float,
     dropout: float = 0.0,
     key: mx.array | None = None,
+    dequantize_rows: int = 0,
 ) -> mx.array:
     """Return float[..., out] = linear(x) + scale · (x A) B for x: float[..., in], in the dtype of x.
 
-    With a key: uint32[2], each entry of x is dropped from the adapter's path with probability `dropout`.
+    With a key: uint32[2], each entry of x is dropped from the adapter's path with probability `dropout`. A quantised
+    layer that is given `dequantize_rows` rows of x or more is dequantised for a plain product; 0 for never.
     """
-    low = drop(x, dropout, key) @ pair["lora_a"].astype(x.dtype)
-    base = linear(x)
-    return mx.addmm(base, low * scale, pair["lora_b"].astype(base.dtype))
+    return lora_linears([linear], x, [pair], scale, dropout, key, dequantize_rows)[0]
+
+
+def lora_linears(
+    linears: Sequence[Callable[[mx.array], mx.array]],
+    x: mx.array,
+    pairs: Sequence[Mapping[str, mx.array]],
+    scale: float,
+    dropout: float = 0.0,
+    key: mx.array | None = None,
+    dequantize_rows: int = 0,
+) -> list[mx.array]:
+    """Return `lora_linear` of layers that read the same x, such as queries, keys and values: one product with all A.
+
+    What dropout drops of x is the same for all of them.
+    """
+    rows = x.reshape(-1, x.shape[-1])
+    layers = [layer_of(linear, 0 < dequantize_rows <= rows.shape[0]) for linear in linears]
+    inputs = [rows] if key is None or dropout == 0 else [rows, drop(rows, dropout, key)]
+    matrices = [pair[name].astype(x.dtype) for name in ("lora_a", "lora_b") for pair in pairs]
+    *outs, _ = adapted_products(layers, scale)(*inputs, *matrices)
+    return [out.reshape(*x.shape[:-1], -1) for out in outs]
+
+
+def layer_of(linear: Any, dequantize: bool) -> Layer:
+    """Return a linear layer with its weight; a quantised one only if it is to be dequantised, anew for each product."""
+    if type(linear) is nn.Linear:
+        return Layer(linear, lambda _: linear.weight)
+    if not (dequantize and isinstance(linear, nn.QuantizedLinear)):
+        return Layer(linear, None)
+
+    def weight(when: mx.array) -> mx.array:
+        packed = mx.depends([linear.weight], [when])[0]
+        how = {"group_size": linear.group_size, "bits": linear.bits, "mode": linear.mode}
+        return mx.dequantize(packed, linear.scales, linear.get("biases"), **how).astype(when.dtype)
+
+    def forward(x: mx.array) -> mx.array:
+        out = x @ weight(x).T
+        return out + linear.bias if "bias" in linear else out
+
+    return Layer(forward, weight)
+
+
+def adapted_products(layers: Sequence[Layer], scale: float) -> Callable[..., Sequence[mx.array]]:
+    """Return (x, kept, A…, B…) → (layer(x) + scale · (kept A) B …, all kept A) for x, kept: float[n, in].
+
+    Without dropout there is no kept, and x stands for it.
+    Value and gradient are written as products that add onto one another, with no sum or copy in between: x is one
+    matrix, all A are one, and the gradients of A are one product. The layers themselves have no gradient.
+    """
+
+    @mx.custom_function
+    def products(*primals: mx.array) -> tuple[mx.array, ...]:
+        inputs, lora_a, lora_b = taken_apart(primals, len(layers))
+        low = joint(lora_a) @ inputs[-1].T
+        parts = mx.split(low, ends(lora_a), axis=0)
+        outs = [
+            mx.addmm(layer.forward(inputs[0]), part.T, up, alpha=scale)
+            for layer, part, up in zip(layers, parts, lora_b, strict=True)
+        ]
+        return (*outs, low)
+
+    @products.vjp
+    def products_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
+        inputs, lora_a, lora_b = taken_apart(primals, len(layers))
+        *grads, _ = cotangents
+        grad_low = mx.concatenate([up @ grad.T for up, grad in zip(lora_b, grads, strict=True)])
+        grad_x = below(layers, grads, inputs[0])
+        if len(inputs) == 1:
+            grad_inputs = [mx.addmm(grad_x, grad_low.T, joint(lora_a), alpha=scale)]
+        else:
+            grad_inputs = [grad_x, times(grad_low.T @ joint(lora_a), scale)]
+        grad_a = mx.split(times(grad_low @ inputs[-1], scale), ends(lora_a), axis=0)
+        parts = mx.split(outputs[-1], ends(lora_a), axis=0)
+        grad_b = [times(part @ grad, scale) for part, grad in zip(parts, grads, strict=True)]
+        return (*grad_inputs, *(part.T for part in grad_a), *grad_b)
+
+    return cast(Callable[..., Sequence[mx.array]], products)
+
+
+def taken_apart(primals: Sequence[mx.array], layers: int) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
+    """Return the inputs, all A and all B among the primals of `adapted_products`."""
+    first = len(primals) - 2 * layers
+    return list(primals[:first]), list(primals[first : first + layers]), list(primals[first + layers :])
+
+
+def joint(lora_a: Sequence[mx.array]) -> mx.array:
+    """Return float[R + R …, in]: some lora_a: float[in, R], transposed, one below the other."""
+    return mx.concatenate([matrix.T for matrix in lora_a]) if len(lora_a) > 1 else lora_a[0].T
+
+
+def ends(lora_a: Sequence[mx.array]) -> list[int]:
+    """Return where the rows of each lora_a but the last end in `joint`."""
+    return list(itertools.accumulate(matrix.shape[1] for matrix in lora_a))[:-1]
+
+
+def below(layers: Sequence[Layer], grads: Sequence[mx.array], x: mx.array) -> mx.array:
+    """Return float[n, in]: the gradient of x: float[n, in] through frozen layers, from those of their outputs."""
+    total: mx.array | None = None
+    for layer, grad in zip(layers, grads, strict=True):
+        if layer.weight is None:
+            part = mx.vjp(layer.forward, [x], [grad])[1][0]
+            total = part if total is None else total + part
+        else:
+            weight = layer.weight(grad)
+            total = grad @ weight if total is None else mx.addmm(total, grad, weight)
+    assert total is not None
+    return total
+
+
+def times(values: mx.array, factor: float) -> mx.array:
+    """Return values · factor, at no cost for 1."""
+    return values if factor == 1 else values * factor
 
 
 def drop(x: mx.array, rate: float, key: mx.array | None) -> mx.array:

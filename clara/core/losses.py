@@ -52,7 +52,7 @@ def chunked_next_token_loss(
     """
 
     def part(rows: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
-        nats, _ = cast(Pair, nats_of(head(rows[None])[0].astype(mx.float32), targets))
+        nats, _ = cast(Pair, nats_of(head(rows[None]).squeeze(0).astype(mx.float32), targets))
         return mx.where(mask, nats, 0).sum()
 
     @mx.custom_function

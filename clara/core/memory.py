@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import mlx.core as mx
+
+from clara.core.select import NEVER
+
+
+class Chunks(NamedTuple):
+    """M equal parts of each of N documents."""
+
+    inside: mx.array
+    """bool[N, M, S]: the positions of each part."""
+    size: mx.array
+    """int32[N, M]: how many these are."""
 
 
 def slot_index(tokens: mx.array, first_slot: int) -> mx.array:
@@ -47,19 +60,37 @@ def masked_mean(values: mx.array, mask: mx.array) -> mx.array:
     return total / mx.maximum(mask.sum(axis=1, keepdims=True), 1)
 
 
-def anchors(embeddings: mx.array, start: mx.array, count: mx.array, num_memory_tokens: int) -> mx.array:
-    """Return float[N, M, D]: the mean embedding of each of M equal chunks of a document; zero for an empty one.
+def document_chunks(start: mx.array, count: mx.array, num_memory_tokens: int, width: int) -> Chunks:
+    """Return M equal chunks of each text, that of document n at positions start[n] ≤ s < start[n] + count[n].
 
-    embeddings: float[N, S, D]; the text is positions start ≤ s < start + count, start and count: int32[N]. Chunk j
-    begins at ⌊j · count / M⌋ and has at least one token, so that chunks of a short document overlap.
+    start, count: int32[N]; width: S. Chunk j begins at ⌊j · count / M⌋ and has at least one token, so that chunks of a
+    short document overlap; those of an empty one are empty.
     """
-    j = mx.arange(num_memory_tokens)[None]
-    first = j * count[:, None] // num_memory_tokens
-    last = mx.maximum((j + 1) * count[:, None] // num_memory_tokens, first + 1)
-    place = mx.arange(embeddings.shape[1])[None, None] - start[:, None, None]
-    inside = (place >= first[..., None]) & (place < mx.minimum(last, count[:, None])[..., None])
-    weights = inside.astype(embeddings.dtype)
-    return (weights @ embeddings) / mx.maximum(weights.sum(axis=-1, keepdims=True), 1)
+    bounds = mx.arange(num_memory_tokens + 1)[None] * count[:, None] // num_memory_tokens
+    first = bounds[:, :-1]
+    last = mx.minimum(mx.maximum(bounds[:, 1:], first + 1), count[:, None])
+    place, begin = mx.arange(width), first + start[:, None]
+    end = begin + (last - first)
+    return Chunks((place >= begin[..., None]) & (place < end[..., None]), last - first)
+
+
+def anchors(embeddings: mx.array, chunks: Chunks) -> mx.array:
+    """Return float[N, M, D]: the mean of embeddings: float[N, S, D] in each chunk; zero in an empty one.
+
+    Besides the M · S · D multiplications of one product, it compares and casts M · S numbers of each document.
+    """
+    size = mx.maximum(chunks.size, 1).astype(embeddings.dtype)
+    return (chunks.inside.astype(embeddings.dtype) @ embeddings) / size[..., None]
+
+
+def learned_anchors(embeddings: mx.array, hidden: mx.array, query: mx.array, chunks: Chunks) -> mx.array:
+    """Return float32[N, M, D]: Σ_s w_s e_s in each chunk, w = softmax(h_s · query) over it; zero in an empty one.
+
+    embeddings (e), hidden (h): float[N, S, D]; query: float[D]. A query of zeros gives the mean.
+    """
+    scores = hidden.astype(mx.float32) @ query.astype(mx.float32)
+    weights = mx.softmax(mx.where(chunks.inside, scores[:, None], NEVER), axis=-1)
+    return mx.where(chunks.inside, weights, 0) @ embeddings.astype(mx.float32)
 
 
 def anchor_memory(memory: mx.array, anchor: mx.array, gain: mx.array, embedding_rms: mx.array) -> mx.array:

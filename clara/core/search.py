@@ -1,4 +1,4 @@
-"""Exact search over stored memories, block by block: cosines from packed rows, and the best of all blocks.
+"""Exact search over stored memories, block by block: scores from packed rows, and the best of all blocks.
 
 In numpy: blocks come from files that are mapped into memory, and what bounds the search is how fast a block can be
 turned into float32. A block that stays in the processor's cache is turned and multiplied in one go.
@@ -72,6 +72,37 @@ def cosines(rows: Rows, queries: np.ndarray, packing: Packing) -> np.ndarray:
         out[i : i + step] = product(taken(rows, slice(i, i + step)))
     norm = np.asarray(rows.norm)[:, None]
     return np.divide(out, norm, out=np.zeros_like(out), where=norm > 0)
+
+
+def late_interactions(rows: Rows, queries: np.ndarray, packing: Packing) -> np.ndarray:
+    """Return float32[n, Q]: the late interaction of each row and each of queries: float32[Q, M * D], of length 1 or 0.
+
+    See `late_scores`. A memory of zeros scores 0.
+    """
+    (count, tokens), dim = rows.memory.shape[:2], queries.shape[1] // rows.memory.shape[1]
+    asked = np.ascontiguousarray(queries.reshape(len(queries) * tokens, dim).T / np.float32(tokens**0.5))
+    step = max(BLOCK_BYTES // (4 * tokens * max(asked.shape)), 1)
+    out = np.empty((count, len(queries)), dtype=np.float32)
+    for i in range(0, count, step):
+        vectors = plain(taken(rows, slice(i, i + step)), packing)
+        length = np.sqrt(np.einsum("nmd,nmd->nm", vectors, vectors))[..., None]
+        products = (vectors.reshape(-1, dim) @ asked).reshape(len(vectors), tokens, asked.shape[1])
+        products /= np.where(length > 0, length, 1)
+        out[i : i + step] = products.max(axis=1).reshape(len(vectors), len(queries), tokens).sum(axis=-1)
+    return out
+
+
+def plain(rows: Rows, packing: Packing) -> np.ndarray:
+    """Return float32[n, M, D]: the numbers that rows stand for."""
+    if not packing.bits:
+        return widened(rows.memory, packing.dtype)
+    scales, biases = (widened(part, packing.dtype)[..., None] for part in (rows.scales, rows.biases))
+    count, tokens, groups = scales.shape[:3]
+    parts = unpacked(np.ascontiguousarray(rows.memory).view(np.uint8), packing.bits)
+    levels = np.stack(parts, axis=-1).reshape(count, tokens, groups, packing.group_size).astype(np.float32)
+    levels *= scales
+    levels += biases
+    return levels.reshape(count, tokens, groups * packing.group_size)
 
 
 def product_of(queries: np.ndarray, packing: Packing) -> Callable[[Rows], np.ndarray]:

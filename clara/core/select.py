@@ -6,7 +6,8 @@ import math
 
 import mlx.core as mx
 
-from clara.core.types import Term
+from clara.core.config import Relevance
+from clara.core.types import Documents, Term
 
 NEVER = -1e30
 """A logit that is never chosen: finite, so that no difference of two is nan."""
@@ -14,14 +15,57 @@ NEVER = -1e30
 RECALL_AT = (1, 3, 5)
 
 
-def relevance_scores(query: mx.array, memory: mx.array) -> mx.array:
-    """Return float32[B, N]: the cosine of each question's flattened memory and those of its candidates.
+def relevance_scores(query: mx.array, memory: mx.array, how: Relevance = "flattened") -> mx.array:
+    """Return float32[B, N]: how well each question's candidates fit it, in [−1, 1].
 
-    query: float[B, M, D]; memory: float[B, N, M, D]. A memory of zeros, as of a missing candidate, scores 0.
+    query: float[B, M, D]; memory: float[B, N, M, D]. flattened: the cosine of the flattened memories; late: see
+    `late_scores`. A memory of zeros, as of a missing candidate, scores 0.
     """
+    if how == "late":
+        return late_scores(query[:, None], memory)[:, 0]
     questions = unit(query.reshape(query.shape[0], 1, -1))
     candidates = unit(memory.reshape(*memory.shape[:2], -1))
     return (questions * candidates).sum(axis=-1)
+
+
+def pairwise_scores(query: mx.array, memory: mx.array, how: Relevance = "flattened") -> mx.array:
+    """Return float32[B, U]: `relevance_scores` of every question, float[B, M, D], and every memory, float[U, M, D]."""
+    if how == "late":
+        return late_scores(query[None], memory[None])[0]
+    questions, documents = (unit(each.reshape(each.shape[0], -1)) for each in (query, memory))
+    return questions @ documents.T
+
+
+def late_scores(query: mx.array, memory: mx.array) -> mx.array:
+    """Return float32[G, B, N]: Σ_i max_j q_i · d_j for the B questions and N documents of each of G groups.
+
+    query: float[G, B, M, D]; memory: float[G, N, M, D]. d: the document's vectors, each of length 1; q: the question's,
+    divided by √M and by their length flattened. As Σ_i |q_i| ≤ √M · |q| = 1, no score is outside [−1, 1]. Late
+    interaction, after ColBERT (arXiv 2004.12832).
+    """
+    groups, batch, tokens, dim = query.shape
+    count, width = memory.shape[1:3]
+    questions = unit(query.reshape(groups, batch, tokens * dim)).reshape(groups, batch * tokens, dim) / tokens**0.5
+    documents = unit(memory).reshape(groups, count * width, dim)
+    products = (questions @ documents.swapaxes(-1, -2)).reshape(groups, batch, tokens, count, width)
+    return products.max(axis=-1).sum(axis=2)
+
+
+def in_batch_choice(
+    questions: Documents, candidates: mx.array, positives: mx.array, count: int
+) -> tuple[mx.array, mx.array]:
+    """Return (positives, mask): bool[B, U] over all U = count documents of a batch: each question chooses among them.
+
+    candidates: int32[B, N], −1 where there are fewer; positives: bool[B, N]. Rows that are nobody's candidate are
+    fillers, and masked. A positive of the same question elsewhere in the batch is masked too, unless it is also here
+    one.
+    """
+    hits = candidates[..., None] == mx.arange(count)
+    right = (hits & positives[..., None]).any(axis=1)
+    tokens, lengths = questions
+    same = (tokens[:, None] == tokens[None]).all(axis=-1) & (lengths[:, None] == lengths[None])
+    known = same.astype(mx.float32) @ right.astype(mx.float32) > 0
+    return right, right | (hits.any(axis=(0, 1)) & ~known)
 
 
 def unit(rows: mx.array) -> mx.array:

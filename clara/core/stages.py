@@ -14,20 +14,29 @@ from clara.core.compress import Compressed, compress, embed
 from clara.core.config import CHOOSING, StepConfig
 from clara.core.losses import alignment_loss, chunked_next_token_loss, contrastive_loss
 from clara.core.memory import place_memory, slot_index
-from clara.core.select import ranking_terms, relevance_scores, select_memory, straight_through_top_k
+from clara.core.select import (
+    in_batch_choice,
+    pairwise_scores,
+    ranking_terms,
+    relevance_scores,
+    select_memory,
+    straight_through_top_k,
+)
 from clara.core.types import Base, Batch, Params, Retrieval, Term
 
 Terms = dict[str, Term]
 
 
-def trained_leaves(config: StepConfig, params: Params) -> tuple[Params, Params]:
+def trained_leaves(config: StepConfig, params: Params, compresses: bool = True) -> tuple[Params, Params]:
     """Return (trained, frozen): params in two trees, as the stage has it.
 
-    `pretrain` and `instruct` train the compressor, with memory embeddings and gain, and the generator; `retrieval` the
-    reasoner; `end_to_end` reasoner and generator; both also the compressor where `train_compressor` says so.
+    `pretrain` and `instruct` train the generator and the compressor, with all leaves beside the adapters (memory
+    embeddings; gain and query of anchors); `retrieval` the reasoner; `end_to_end` reasoner and generator; both also the
+    compressor where `train_compressor` says so. compresses: False where documents are read as text, and no compressor
+    is needed.
     """
     names = {"retrieval": {"reasoner"}, "end_to_end": {"reasoner", "generator"}}.get(config.stage, {"generator"})
-    whole = config.trains_compressor
+    whole = config.trains_compressor and compresses
     names = names | {"compressor"} if whole else names
     adapters = params["adapters"]
     rest = {name: leaf for name, leaf in params.items() if name != "adapters"}
@@ -91,7 +100,7 @@ def choosing_terms(base: Base, config: StepConfig, params: Params, batch: Batch,
     compressed = compress_documents(base, config, params, batch, keys[0])
     memory = gather_memory(compressed.memory, batch.candidates)
     query = compress(base, config, params, retrieval.questions, keys[2], adapter="reasoner").memory
-    scores = relevance_scores(query, memory)
+    scores = relevance_scores(query, memory, config.retrieval.relevance)
     terms: Terms = {}
     if config.loss.next_token_weight:
         how = config.retrieval
@@ -101,8 +110,20 @@ def choosing_terms(base: Base, config: StepConfig, params: Params, batch: Batch,
     if config.loss.alignment_weight:
         terms["alignment"] = documents_alignment(compressed, batch)
     if config.loss.contrastive_weight:
-        terms["contrastive"] = contrastive_loss(scores, retrieval.positives, mask, config.retrieval.temperature)
+        terms["contrastive"] = choice_loss(config, batch, query, compressed.memory, scores)
     return terms if train else terms | ranking_terms(scores, retrieval.positives, mask, config.retrieval.top_k)
+
+
+def choice_loss(config: StepConfig, batch: Batch, query: mx.array, memory: mx.array, scores: mx.array) -> Term:
+    """Return the contrastive loss over each question's candidates, or, with `in_batch_negatives`, all documents.
+
+    query: float[B, M, D]; memory: float[U, M, D], of the documents; scores: float32[B, N], of the candidates.
+    """
+    how, (questions, positives) = config.retrieval, choice_of(batch)
+    if not how.in_batch_negatives:
+        return contrastive_loss(scores, positives, batch.candidates >= 0, how.temperature)
+    right, mask = in_batch_choice(questions, batch.candidates, positives, memory.shape[0])
+    return contrastive_loss(pairwise_scores(query, memory, how.relevance), right, mask, how.temperature)
 
 
 def choice_of(batch: Batch) -> Retrieval:
@@ -117,12 +138,15 @@ def compress_documents(
 ) -> Compressed:
     """Return the memories of a batch's documents, computed unless it carries them; of a frozen compressor, constants.
 
+    Nothing is computed for a batch without documents, as of one that reads them as text.
     Raises ValueError where the batch carries memories but the alignment loss wants the states behind them.
     """
+    none = mx.zeros((0,))
+    if not batch.document_rows:
+        return Compressed(mx.zeros((0, base.layout.num_memory_tokens, base.special_embeddings.shape[1])), none, none)
     if isinstance(batch.documents, mx.array):
         if config.loss.alignment_weight:
             raise ValueError("alignment_weight is not 0, but the batch carries memories: wanted documents as tokens")
-        none = mx.zeros((0,))
         return Compressed(batch.documents, none, none)
     if config.trains_compressor:
         return compress(base, config, params, batch.documents, key)
@@ -146,7 +170,7 @@ def documents_alignment(compressed: Compressed, batch: Batch) -> Term:
 def read_documents(batch: Batch) -> mx.array:
     """Return bool[B, N]: which candidates are documents, and not empty ones, which have no states to align with."""
     there = batch.candidates >= 0
-    if isinstance(batch.documents, mx.array):
+    if isinstance(batch.documents, mx.array) or not batch.document_rows:
         return there
     return there & (batch.documents.lengths[mx.maximum(batch.candidates, 0)] > 0)
 
@@ -164,6 +188,7 @@ def answer_loss(
         dropout=config.lora.dropout,
         key=key,
         grad_checkpoint=config.compute.grad_checkpoint,
+        dequantize_rows=config.compute.dequantize_rows,
     )
     hidden = mx.take_along_axis(hidden, batch.target_index[..., None], axis=1)
     own = head(base.module)

@@ -18,7 +18,10 @@ Adapter = dict[str, dict[str, mx.array]]
 """One LoRA adapter: module path → {"lora_a": float[in, R], "lora_b": float[R, out]}."""
 
 Params = dict[str, Any]
-"""The trained leaves: {"adapters": {name: Adapter}, "memory_embeddings": float[M, D], "anchor_gain": float[D]}."""
+"""The trained leaves: {"adapters": {name: Adapter}, "memory_embeddings": float[M, D]}.
+
+Anchored memory adds "anchor_gain": float[D], its learned pooling "anchor_query": float[D].
+"""
 
 Term = tuple[mx.array, mx.array]
 """A loss before division: (sum, count), both float32 scalars."""
@@ -78,6 +81,11 @@ class Batch(NamedTuple):
     """uint32[2]: the key of this step's dropout."""
     retrieval: Retrieval | None = None
     """What the stages `retrieval` and `end_to_end` choose by."""
+
+    @property
+    def document_rows(self) -> int:
+        """Rows of `documents`, fillers included; 0 where no example of the batch has a document."""
+        return (self.documents if isinstance(self.documents, mx.array) else self.documents.tokens).shape[0]
 
 
 class StepResult(NamedTuple):

@@ -25,7 +25,17 @@ from tiny import (
     tiny_module,
 )
 
-from clara.core.bind import Substitute, adapted_linears, anatomy, bind, head, hidden_states, part_of
+from clara.core.bind import (
+    Substitute,
+    adapted_linears,
+    anatomy,
+    bind,
+    frozen_norm,
+    head,
+    hidden_states,
+    part_of,
+    siblings,
+)
 from clara.core.lora import merge_lora
 from clara.core.types import Adapter
 
@@ -307,3 +317,19 @@ def test_a_substitute_can_be_copied() -> None:
     twin = copy.copy(Substitute(linear, lambda x: x + 1))
     assert twin(1) == 2
     assert twin.weight is linear.weight
+
+
+def test_a_frozen_norm_has_the_value_and_the_gradient_of_the_norm() -> None:
+    rng, norm = np.random.default_rng(0), nn.RMSNorm(16)
+    norm.weight = normal(rng, 16)
+    x, weights = normal(rng, 2, 3, 16), normal(rng, 2, 3, 16)
+    found, expected = (mx.value_and_grad(lambda x, f=f: (f(x) * weights).sum())(x) for f in (frozen_norm(norm), norm))
+    assert_close(found, expected, 1e-6)
+
+
+def test_layers_that_read_the_same_input_are_siblings() -> None:
+    names = ("q_proj", "k_proj", "v_proj", "o_proj")
+    pairs = {f"layers.{i}.self_attn.{name}": {} for i in range(2) for name in names} | {"layers.0.mlp.up_proj": {}}
+    found = {tuple(path.removeprefix("layers.") for path in group) for group in siblings(pairs)}
+    together = {tuple(f"{i}.self_attn.{name}" for name in ("k_proj", "q_proj", "v_proj")) for i in range(2)}
+    assert found == together | {("0.self_attn.o_proj",), ("1.self_attn.o_proj",), ("0.mlp.up_proj",)}

@@ -296,9 +296,10 @@ def test_a_document_cut_after_framing_loses_its_suffix_and_no_other() -> None:
     assert frame_document(range(10, 30), late, 5) == (LAYOUT.enc_id, 1, *range(10, 16))
 
 
-def test_examples_without_documents_have_an_empty_one_each_that_none_names() -> None:
+def test_a_batch_without_documents_has_no_row_of_them() -> None:
     batch = tiny_batch(tiny_example(0, documents=()), tiny_example(1, documents=()))
-    assert batch.documents.lengths.tolist() == [0, 0]
+    assert batch.document_rows == 0 and batch.documents.lengths.dtype == mx.int32
+    assert tiny_batch(tiny_example(0, documents=()), tiny_example(1)).document_rows == 2
     assert batch.candidates.tolist() == [[-1], [-1]]
     assert (batch.tokens < LAYOUT.first_slot).all().item()
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import mlx.core as mx
 import numpy as np
 import pytest
-from tiny import HIDDEN, MEMORY_TOKENS, VOCABULARY, assert_close, tiny_base, tiny_config, tiny_params
+from tiny import HIDDEN, MEMORY_TOKENS, VOCABULARY, as_numpy, assert_close, tiny_base, tiny_config, tiny_params
 
 from clara.core.bind import hidden_states
 from clara.core.collate import frame_document, pad
 from clara.core.compress import compress, embed, offset_by_row
+from clara.core.config import MemoryConfig
+from clara.core.init import init_params
 from clara.core.types import Documents
 
 
@@ -69,3 +71,53 @@ def test_anchors_without_gain_are_the_mean_embeddings_of_the_text_between_its_fr
     given = documents(base, (12,))
     text = embed(base, given.tokens)[0, 2:14]
     assert_close(compress(base, config, params, given).memory[0], text.reshape(MEMORY_TOKENS, 3, -1).mean(axis=1), 1e-5)
+
+
+LEARNED = tiny_config(anchored=True, anchor_pooling="learned")
+
+
+def test_learned_anchors_are_pooled_by_the_states_of_a_pass_with_mean_anchors() -> None:
+    base = tiny_base()
+    params = tiny_params(base, LEARNED)
+    given = documents(base, (12,))
+    length = given.lengths.item()
+    own = embed(base, given.tokens[:, :length])
+    inputs = params["memory_embeddings"] + own[0, 2:14].reshape(MEMORY_TOKENS, 3, -1).mean(axis=1)
+    row = mx.concatenate([own, inputs[None]], axis=1)
+    states = hidden_states(base.module, row, params["adapters"]["compressor"], scale=LEARNED.lora.scale)
+    hidden, table, query = (as_numpy(each) for each in (states[0], own[0], params["anchor_query"]))
+    weights = np.exp(hidden[2:14] @ query).reshape(MEMORY_TOKENS, 3, 1)
+    anchor = (weights * table[2:14].reshape(MEMORY_TOKENS, 3, -1)).sum(axis=1) / weights.sum(axis=1)
+    state = hidden[length:]
+    unit = state / np.sqrt((state**2).mean(axis=-1, keepdims=True) + 1e-6)
+    expected = anchor + as_numpy(params["anchor_gain"]) * base.embedding_rms.item() * unit
+    assert_close(compress(base, LEARNED, params, given).memory[0], expected, 1e-5)
+
+
+def test_learned_pooling_starts_as_the_mean() -> None:
+    base, mean = tiny_base(), tiny_config(anchored=True)
+    query = init_params(base, LEARNED, seed=0)["anchor_query"]
+    assert_close(query, mx.zeros((HIDDEN,)), 0)
+    assert "anchor_query" not in init_params(base, mean, seed=0)
+    params, given = tiny_params(base, mean), documents(base, (3, 12, 0), width=40)
+    expected = compress(base, mean, params, given).memory
+    start = params | {"anchor_query": query}
+    assert_close(compress(base, LEARNED, start, given).memory, expected, 1e-6)
+    grads = mx.grad(lambda p: mx.square(compress(base, LEARNED, p, given).memory).sum())(start)
+    assert mx.abs(grads["anchor_query"]).min().item() > 0, "it could never leave its start"
+
+
+def test_learned_pooling_knows_no_other_row_and_stays_finite_in_a_filler_row() -> None:
+    base = tiny_base()
+    params, together = tiny_params(base, LEARNED), documents(base, (3, 12), width=40)
+    memory = compress(base, LEARNED, params, together).memory
+    alone = Documents(together.tokens[:1, : 6 + MEMORY_TOKENS], together.lengths[:1])
+    assert_close(memory[0], compress(base, LEARNED, params, alone).memory[0], 1e-5)
+    filler = Documents(mx.zeros((1, 8), dtype=mx.int32), mx.array([0]))
+    grads = mx.grad(lambda p: compress(base, LEARNED, p, filler).memory.sum())(params)
+    assert mx.isfinite(grads["anchor_query"]).all().item()
+
+
+def test_learned_pooling_needs_anchors() -> None:
+    with pytest.raises(ValueError, match="anchor_pooling learned: memory has no anchors to pool; wanted anchored"):
+        MemoryConfig(anchor_pooling="learned")

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny import as_numpy, assert_same, difference, normal
+from tiny import as_numpy, assert_close, assert_same, difference, normal
 
-from clara.core.lora import drop, init_adapter, lora_linear, merge_lora
+from clara.core.lora import drop, init_adapter, layer_of, lora_linear, lora_linears, merge_lora
 
 sizes, scales, seeds = st.integers(1, 40), st.floats(0.1, 8.0), st.integers(0, 2**31)
 
@@ -144,3 +144,56 @@ def test_dropout_touches_the_adapter_path_alone() -> None:
     key = mx.random.key(4)
     expected = linear(x) + 2.0 * drop(x, 0.5, key) @ pair["lora_a"] @ pair["lora_b"]
     assert difference(lora_linear(linear, x, pair, 2.0, 0.5, key), expected) <= 1e-5
+
+
+def plain_formula(linear: nn.Module, x: mx.array, pair: dict[str, mx.array], scale: float, kept: mx.array) -> mx.array:
+    return linear(x) + scale * ((kept @ pair["lora_a"]) @ pair["lora_b"])
+
+
+@pytest.mark.parametrize("bits", [0, 4], ids=["float", "4bit"])
+@pytest.mark.parametrize("rate", [0.0, 0.4], ids=["whole", "dropout"])
+@pytest.mark.parametrize("rows", [0, 6, 7], ids=["packed", "dequantised", "too few rows"])
+@pytest.mark.parametrize("compiled", [False, True], ids=["plain", "compiled"])
+def test_value_and_gradients_are_those_of_the_formula(bits: int, rate: float, rows: int, compiled: bool) -> None:
+    rng, key, scale = np.random.default_rng(0), mx.random.key(5), 1.5
+    linear: nn.Module = random_linear(rng, 64, 32)
+    linear = nn.QuantizedLinear.from_linear(linear, 32, bits) if bits else linear
+    x, pair, weights = normal(rng, 2, 3, 64), random_pair(rng, 64, 4, 32), normal(rng, 2, 3, 32)
+
+    def ours(x: mx.array, pair: dict[str, mx.array]) -> mx.array:
+        return (lora_linear(linear, x, pair, scale, rate, key, rows) * weights).sum()
+
+    def formula(x: mx.array, pair: dict[str, mx.array]) -> mx.array:
+        kept = drop(x.reshape(6, 64), rate, key).reshape(x.shape)
+        return (plain_formula(linear, x, pair, scale, kept) * weights).sum()
+
+    step = mx.value_and_grad(ours, argnums=(0, 1))
+    expected = mx.value_and_grad(formula, argnums=(0, 1))(x, pair)
+    assert_close((mx.compile(step) if compiled else step)(x, pair), expected, 1e-5)
+
+
+def test_a_dequantised_layer_keeps_its_bias() -> None:
+    rng = np.random.default_rng(0)
+    linear = nn.QuantizedLinear.from_linear(random_linear(rng, 64, 32), 32, 4)
+    linear.bias = normal(rng, 32)
+    x = normal(rng, 3, 64)
+    assert difference(layer_of(linear, dequantize=True).forward(x), linear(x)) <= 1e-5
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4], ids=["whole", "dropout"])
+def test_layers_together_are_the_layers_one_by_one(rate: float) -> None:
+    rng, key, scale = np.random.default_rng(0), mx.random.key(5), 1.5
+    linears = [random_linear(rng, 24, out) for out in (8, 32, 16)]
+    pairs = [random_pair(rng, 24, 4, out) for out in (8, 32, 16)]
+    x, weights = normal(rng, 2, 3, 24), [normal(rng, 2, 3, out) for out in (8, 32, 16)]
+
+    def together(x: mx.array, pairs: list[dict[str, mx.array]]) -> mx.array:
+        outs = lora_linears(linears, x, pairs, scale, rate, key)
+        return sum((out * weight).sum() for out, weight in zip(outs, weights, strict=True))
+
+    def alone(x: mx.array, pairs: list[dict[str, mx.array]]) -> mx.array:
+        rows = zip(linears, pairs, weights, strict=True)
+        return sum((lora_linear(linear, x, pair, scale, rate, key) * weight).sum() for linear, pair, weight in rows)
+
+    found, expected = (mx.value_and_grad(each, argnums=(0, 1))(x, pairs) for each in (together, alone))
+    assert_close(found, expected, 1e-5)

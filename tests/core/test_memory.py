@@ -12,7 +12,9 @@ from tiny import as_numpy, assert_same, difference, normal
 from clara.core.memory import (
     anchor_memory,
     anchors,
+    document_chunks,
     document_slots,
+    learned_anchors,
     masked_mean,
     other_documents,
     place_memory,
@@ -153,25 +155,103 @@ def naive_anchors(embeddings: np.ndarray, start: list[int], count: list[int], me
 def test_anchors_equal_a_loop(documents: list[tuple[int, int]], memory: int, seed: int) -> None:
     start, count = [s for s, _ in documents], [c for _, c in documents]
     embeddings = normal(np.random.default_rng(seed), len(documents), max(s + c for s, c in documents) + 2, 5)
-    own = as_numpy(anchors(embeddings, mx.array(start), mx.array(count), memory))
-    np.testing.assert_allclose(own, naive_anchors(as_numpy(embeddings), start, count, memory), atol=1e-5)
+    own = anchors(embeddings, document_chunks(mx.array(start), mx.array(count), memory, embeddings.shape[1]))
+    np.testing.assert_allclose(as_numpy(own), naive_anchors(as_numpy(embeddings), start, count, memory), atol=1e-5)
 
 
 @given(st.integers(1, 5), st.integers(1, 6), seeds)
 def test_equal_anchor_chunks_average_to_the_mean_of_the_document(memory: int, chunk: int, seed: int) -> None:
     embeddings = normal(np.random.default_rng(seed), 1, memory * chunk, 3)
-    own = anchors(embeddings, mx.array([0]), mx.array([memory * chunk]), memory)
+    own = anchors(embeddings, document_chunks(mx.array([0]), mx.array([memory * chunk]), memory, memory * chunk))
     np.testing.assert_allclose(as_numpy(own.mean(axis=1)), as_numpy(embeddings.mean(axis=1)), atol=1e-5)
 
 
 def test_anchors_of_a_document_shorter_than_its_memory_repeat_its_tokens() -> None:
     embeddings = mx.arange(3, dtype=mx.float32)[None, :, None]
-    own = anchors(embeddings, mx.array([1]), mx.array([2]), 5)
+    own = anchors(embeddings, document_chunks(mx.array([1]), mx.array([2]), 5, 3))
     assert own.reshape(-1).tolist() == [1.0, 1.0, 1.0, 2.0, 2.0]
 
 
 def test_anchors_of_an_empty_document_are_zero() -> None:
-    assert_same(anchors(mx.ones((1, 4, 2)), mx.array([2]), mx.array([0]), 3), mx.zeros((1, 3, 2)))
+    chunks = document_chunks(mx.array([2]), mx.array([0]), 3, 4)
+    assert_same(anchors(mx.ones((1, 4, 2)), chunks), mx.zeros((1, 3, 2)))
+    assert not chunks.inside.any().item() and chunks.size.tolist() == [[0, 0, 0]]
+
+
+@given(st.lists(st.integers(0, 300), min_size=1, max_size=4), st.integers(1, 20))
+def test_chunks_are_as_large_as_they_say_and_differ_by_one_at_most(count: list[int], memory: int) -> None:
+    chunks = document_chunks(mx.full((len(count),), 2), mx.array(count), memory, 304)
+    assert_same(chunks.inside.sum(axis=-1).astype(mx.int32), chunks.size.astype(mx.int32))
+    assert (chunks.size.max(axis=1) - chunks.size.min(axis=1)).max().item() <= 1
+
+
+PLACES = [(0, 7), (2, 2), (1, 0), (3, 6)]
+"""(start, count) of four texts: more tokens than chunks, fewer, none, and two in each of three."""
+
+
+def naive_learned_anchors(embeddings: np.ndarray, hidden: np.ndarray, query: np.ndarray, memory: int) -> np.ndarray:
+    """Return the pooled embeddings of the texts at PLACES, one chunk at a time."""
+    out = np.zeros((len(PLACES), memory, embeddings.shape[-1]))
+    for n, (start, count) in enumerate(PLACES):
+        for j in range(memory if count else 0):
+            first = j * count // memory
+            chunk = slice(start + first, start + max((j + 1) * count // memory, first + 1))
+            weights = np.exp(hidden[n, chunk] @ query)
+            out[n, j] = weights @ embeddings[n, chunk] / weights.sum()
+    return out
+
+
+def pooled(embeddings: mx.array, hidden: mx.array, query: mx.array, memory: int = 3) -> mx.array:
+    """Return the learned anchors of the texts at PLACES."""
+    start, count = (mx.array(each) for each in zip(*PLACES, strict=True))
+    return learned_anchors(embeddings, hidden, query, document_chunks(start, count, memory, embeddings.shape[1]))
+
+
+def pooling_case(seed: int, dim: int = 4) -> tuple[mx.array, mx.array, mx.array]:
+    """Return embeddings, hidden states and a query for the texts at PLACES."""
+    rng = np.random.default_rng(seed)
+    return normal(rng, len(PLACES), 10, dim), normal(rng, len(PLACES), 10, dim), normal(rng, dim)
+
+
+@given(st.integers(1, 6), seeds)
+def test_learned_anchors_equal_a_loop(memory: int, seed: int) -> None:
+    case = pooling_case(seed)
+    expected = naive_learned_anchors(*map(as_numpy, case), memory)
+    np.testing.assert_allclose(as_numpy(pooled(*case, memory)), expected, atol=1e-5)
+
+
+@given(st.integers(1, 6), seeds)
+def test_learned_anchors_start_as_the_mean(memory: int, seed: int) -> None:
+    embeddings, hidden, query = pooling_case(seed)
+    start, count = ([pair[i] for pair in PLACES] for i in (0, 1))
+    mean = naive_anchors(as_numpy(embeddings), start, count, memory)
+    np.testing.assert_allclose(as_numpy(pooled(embeddings, hidden, 0 * query, memory)), mean, atol=1e-6)
+
+
+def test_the_gradient_of_learned_anchors_is_that_of_finite_differences() -> None:
+    embeddings, hidden, query = case = pooling_case(1)
+    upstream = normal(np.random.default_rng(2), len(PLACES), 3, 4)
+    grads = mx.grad(lambda h, u: (pooled(embeddings, h, u) * upstream).sum(), argnums=(0, 1))(hidden, query)
+    plain = [as_numpy(each) for each in case]
+
+    def total(hidden: np.ndarray, query: np.ndarray) -> float:
+        return float((naive_learned_anchors(plain[0], hidden, query, 3) * as_numpy(upstream)).sum())
+
+    for place, grad in enumerate(grads):
+        expected = np.zeros(grad.shape)
+        for at in np.ndindex(*grad.shape):
+            up, down = ([each.copy() if i == place else each for i, each in enumerate(plain[1:])] for _ in range(2))
+            up[place][at] += 1e-5
+            down[place][at] -= 1e-5
+            expected[at] = (total(*up) - total(*down)) / 2e-5
+        np.testing.assert_allclose(as_numpy(grad), expected, atol=1e-4)
+
+
+def test_learned_anchors_of_bfloat16_and_of_large_scores_are_finite_float32() -> None:
+    embeddings, hidden, query = (each.astype(mx.bfloat16) for each in pooling_case(3))
+    own, grad = mx.value_and_grad(lambda u: pooled(embeddings, 1000 * hidden, u).sum())(query.astype(mx.float32))
+    assert mx.isfinite(own).item() and mx.isfinite(grad).all().item()
+    assert pooled(embeddings, hidden, query).dtype == mx.float32
 
 
 @given(st.integers(1, 3), st.integers(1, 4), dims, seeds)

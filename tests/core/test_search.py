@@ -1,4 +1,4 @@
-"""Exact search in blocks: stored words as numbers, products with packed rows, cosines, and the best of all blocks."""
+"""Exact search in blocks: stored words as numbers, products with packed rows, scores, and the best of all blocks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clara.core import search
-from clara.core.search import NOTHING, Packing, Rows, cosines, fused, merged, product_of, taken, widened
+from clara.core.search import (
+    NOTHING,
+    Packing,
+    Rows,
+    cosines,
+    fused,
+    late_interactions,
+    merged,
+    plain,
+    product_of,
+    taken,
+    widened,
+)
 
 PACKINGS = [
     Packing(dtype, bits, group) for dtype in ("bfloat16", "float16") for bits, group in ((0, 0), (8, 64), (4, 32))
@@ -96,6 +108,51 @@ def test_a_block_is_never_larger_than_it_may_be(monkeypatch: pytest.MonkeyPatch)
 def test_no_rows_have_no_cosines() -> None:
     stored = Rows(np.zeros((0, 2, 64), np.uint16), np.zeros(0, np.float32))
     assert cosines(stored, draw(0, 3, 128), Packing("bfloat16")).shape == (0, 3)
+    assert late_interactions(stored, draw(0, 3, 128), Packing("bfloat16")).shape == (0, 3)
+
+
+@parametrize
+@given(rows=st.integers(1, 5), tokens=st.integers(1, 3), seed=st.integers(0, 99))
+def test_plain_rows_are_the_numbers_that_mlx_reads(packing: Packing, rows: int, tokens: int, seed: int) -> None:
+    stored, numbers = packed(draw(seed, rows, tokens, 128), packing)
+    found = plain(stored, packing)
+    assert (found.dtype, found.shape) == (np.float32, (rows, tokens, 128))
+    np.testing.assert_allclose(found.reshape(rows, -1), numbers, atol=1e-6)
+
+
+@parametrize
+@pytest.mark.parametrize("block", [1, 3, 7, 100])
+def test_late_interactions_are_sums_of_best_matches_wherever_blocks_begin(
+    packing: Packing, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = draw(1, 23, 2, 64)
+    memory[5], memory[6, 0] = 0, 0
+    stored, numbers = packed(memory, packing)
+    asked = draw(2, 3, 128)
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    asked[2] = 0
+    monkeypatch.setattr(search, "BLOCK_BYTES", 4 * 128 * block)
+    found = late_interactions(stored, asked, packing)
+    vectors = numbers.reshape(23, 2, 64)
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    vectors = vectors / np.where(lengths, lengths, 1)
+    expected = np.einsum("qid,njd->nqij", asked.reshape(3, 2, 64), vectors).max(axis=-1).sum(axis=-1) / 2**0.5
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    assert (found[5] == 0).all() and (found[:, 2] == 0).all()
+
+
+@pytest.mark.parametrize("questions", [1, 90])
+def test_late_interactions_keep_blocks_and_their_products_as_small_as_they_may_be(
+    questions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[int]()
+    real = search.plain
+    monkeypatch.setattr(search, "plain", lambda rows, how: seen.append(len(rows.norm)) or real(rows, how))
+    monkeypatch.setattr(search, "BLOCK_BYTES", 4096)
+    stored, _ = packed(draw(0, 50, 2, 64), Packing("bfloat16"))
+    late_interactions(stored, draw(1, questions, 128), Packing("bfloat16"))
+    # 64 numbers a vector, or 2 products with each question; two vectors a row; four bytes a number.
+    assert max(seen) == max(4096 // (2 * 4 * max(64, 2 * questions)), 1) and sum(seen) == 50
 
 
 @parametrize

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import mlx.core as mx
 import numpy as np
@@ -11,12 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny import as_numpy, assert_same, difference, normal
 
+from clara.core.config import Relevance
 from clara.core.scoring import mean_scores, precision_at_k, recall_at_k, reciprocal_rank
-from clara.core.select import RECALL_AT, ranking_terms, relevance_scores, select_memory, straight_through_top_k
+from clara.core.select import (
+    RECALL_AT,
+    in_batch_choice,
+    pairwise_scores,
+    ranking_terms,
+    relevance_scores,
+    select_memory,
+    straight_through_top_k,
+)
+from clara.core.types import Documents
 
 seeds = st.integers(0, 2**31)
 temperatures = st.sampled_from([0.02, 0.5])
 shares = st.sampled_from([0.0, 1e-8, 0.3])
+HOWS = get_args(Relevance)
 
 
 class Case(NamedTuple):
@@ -186,20 +197,124 @@ def test_scores_are_the_cosines_of_flattened_memories(batch: int, count: int, me
     np.testing.assert_allclose(as_numpy(relevance_scores(query, documents)), cosines, atol=1e-6)
 
 
-def test_a_memory_of_zeros_scores_zero_with_a_finite_gradient() -> None:
+def naive_late_scores(query: np.ndarray, memory: np.ndarray) -> np.ndarray:
+    """Return how B questions score their N candidates by late interaction, one vector at a time, in float64."""
+    out = np.zeros(memory.shape[:2])
+    for b, n in np.ndindex(*out.shape):
+        whole = np.linalg.norm(query[b]) or 1
+        lengths = [np.linalg.norm(vector) or 1 for vector in memory[b, n]]
+        for vector in query[b]:
+            matches = [vector @ other / length for other, length in zip(memory[b, n], lengths, strict=True)]
+            out[b, n] += max(matches) / whole / len(query[b]) ** 0.5
+    return out
+
+
+@given(st.integers(1, 3), st.integers(1, 5), st.integers(1, 4), st.integers(1, 6), seeds)
+def test_late_scores_are_sums_of_best_matches(batch: int, count: int, memory: int, dim: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    query, documents = 3 * normal(rng, batch, memory, dim), 5 * normal(rng, batch, count, memory, dim)
+    expected = naive_late_scores(as_numpy(query), as_numpy(documents))
+    np.testing.assert_allclose(as_numpy(relevance_scores(query, documents, "late")), expected, atol=1e-6)
+
+
+@given(st.integers(1, 6), st.integers(1, 4), st.sampled_from([1.0, -1.0]), seeds)
+def test_late_scores_reach_one_and_minus_one_and_no_further(tokens: int, dim: int, sign: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    direction = normal(rng, dim)
+    query = mx.repeat(direction[None, None], tokens, axis=1)
+    same = sign * mx.abs(normal(rng, 1, 1, tokens, 1)) * direction
+    assert relevance_scores(query, same, "late").item() == pytest.approx(sign, abs=1e-5)
+    scores = relevance_scores(normal(rng, 4, tokens, dim), normal(rng, 4, 9, tokens, dim), "late")
+    assert mx.abs(scores).max().item() <= 1 + 1e-6
+
+
+def test_the_order_of_a_documents_memory_vectors_does_not_count_to_late_scores() -> None:
+    rng = np.random.default_rng(0)
+    query, memory = normal(rng, 2, 4, 8), normal(rng, 2, 3, 4, 8)
+    turned = memory[:, :, mx.array([2, 0, 3, 1])]
+    assert difference(relevance_scores(query, turned, "late"), relevance_scores(query, memory, "late")) <= 1e-6
+    assert difference(relevance_scores(query, turned), relevance_scores(query, memory)) > 0.1
+
+
+def test_the_gradient_of_late_scores_is_that_of_finite_differences() -> None:
+    rng = np.random.default_rng(4)
+    case, upstream = (normal(rng, 2, 3, 4), normal(rng, 2, 3, 3, 4)), normal(rng, 2, 3)
+    grads = mx.grad(lambda q, m: (relevance_scores(q, m, "late") * upstream).sum(), argnums=(0, 1))(*case)
+    for place, grad in enumerate(grads):
+        expected = np.zeros(grad.shape)
+        for at in np.ndindex(*grad.shape):
+            ends = []
+            for step in (1e-6, -1e-6):
+                moved = [as_numpy(each) for each in case]
+                moved[place][at] += step
+                ends.append((naive_late_scores(*moved) * as_numpy(upstream)).sum())
+            expected[at] = (ends[0] - ends[1]) / 2e-6
+        np.testing.assert_allclose(as_numpy(grad), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_a_memory_of_zeros_scores_zero_with_a_finite_gradient(how: Relevance) -> None:
     query, memory = normal(np.random.default_rng(0), 1, 2, 3), mx.zeros((1, 4, 2, 3))
-    value, grads = mx.value_and_grad(lambda q, m: relevance_scores(q, m).sum(), argnums=(0, 1))(query, memory)
+    value, grads = mx.value_and_grad(lambda q, m: relevance_scores(q, m, how).sum(), argnums=(0, 1))(query, memory)
     assert value.item() == 0
     assert all(mx.isfinite(grad).all().item() for grad in grads)
-    assert mx.isfinite(mx.grad(lambda q: relevance_scores(q, memory + 1).sum())(mx.zeros_like(query))).all().item()
+    none = mx.zeros_like(query)
+    value, grad = mx.value_and_grad(lambda q: relevance_scores(q, memory + 1, how).sum())(none)
+    assert value.item() == 0 and mx.isfinite(grad).all().item()
 
 
-def test_bfloat16_memories_are_scored_in_float32() -> None:
+@pytest.mark.parametrize("how", HOWS)
+def test_bfloat16_memories_are_scored_in_float32(how: Relevance) -> None:
     rng = np.random.default_rng(0)
     query, memory = (normal(rng, *shape).astype(mx.bfloat16) for shape in ((2, 4, 64), (2, 5, 4, 64)))
-    scores = relevance_scores(query, memory)
+    scores = relevance_scores(query, memory, how)
     assert scores.dtype == mx.float32
-    assert difference(scores, relevance_scores(query.astype(mx.float32), memory.astype(mx.float32))) == 0
+    assert difference(scores, relevance_scores(query.astype(mx.float32), memory.astype(mx.float32), how)) == 0
+
+
+@pytest.mark.parametrize("how", HOWS)
+@given(st.integers(1, 4), st.integers(1, 7), st.integers(1, 3), st.integers(1, 6), seeds)
+def test_pairwise_scores_are_those_of_every_question_with_every_document(
+    how: Relevance, batch: int, count: int, memory: int, dim: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    query, documents = normal(rng, batch, memory, dim), normal(rng, count, memory, dim)
+    expected = relevance_scores(query, mx.broadcast_to(documents[None], (batch, *documents.shape)), how)
+    np.testing.assert_allclose(as_numpy(pairwise_scores(query, documents, how)), as_numpy(expected), atol=1e-6)
+
+
+def choice_over(questions: list[int], candidates: list[list[int]], right: list[list[bool]], count: int) -> list[object]:
+    """Return what `in_batch_choice` says of questions that are one number each."""
+    asked = Documents(mx.array(questions)[:, None], mx.ones((len(questions),), dtype=mx.int32))
+    return [each.tolist() for each in in_batch_choice(asked, mx.array(candidates), mx.array(right), count)]
+
+
+def test_all_documents_of_a_batch_but_fillers_are_chosen_among() -> None:
+    positives, mask = choice_over([7, 8], [[0, 1, -1], [1, 2, 3]], [[False, True, True], [False, False, True]], 6)
+    assert positives == [[False, True, False, False, False, False], [False, False, False, True, False, False]]
+    assert mask == [[True, True, True, True, False, False]] * 2
+
+
+def test_a_positive_of_a_question_is_never_its_negative() -> None:
+    # A document twice among the candidates, and the same question twice, each time with another right document.
+    candidates, right = [[0, 0, 1], [2, 3, 4], [1, 2, 3]], [[True, False, False], [False, False, False], [True] * 3]
+    positives, mask = choice_over([7, 8, 7], candidates, right, 5)
+    assert positives == [[True, False, False, False, False], [False] * 5, [False, True, True, True, False]]
+    assert mask == [[True, False, False, False, True], [True] * 5, [False, True, True, True, True]]
+
+
+@given(st.integers(1, 5), st.integers(1, 4), seeds)
+def test_a_choice_in_the_batch_equals_a_loop(batch: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    candidates, questions = rng.integers(-1, 9, (batch, width)), rng.integers(0, 3, batch)
+    right = rng.random((batch, width)) < 0.4
+    owned = [{n for n, yes in zip(*row, strict=True) if yes and n >= 0} for row in zip(candidates, right, strict=True)]
+    real = set(candidates[candidates >= 0].tolist())
+    found = choice_over(questions.tolist(), candidates.tolist(), right.tolist(), 12)
+    for b in range(batch):
+        elsewhere = set().union(*(owned[i] for i in range(batch) if questions[i] == questions[b]))
+        assert {n for n in range(12) if found[0][b][n]} == owned[b]
+        assert {n for n in range(12) if found[1][b][n]} == owned[b] | (real - elsewhere)
 
 
 @settings(max_examples=100)

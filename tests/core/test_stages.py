@@ -83,7 +83,7 @@ def test_padding_changes_neither_a_loss_nor_a_gradient(
     terms, grads = terms_and_gradient(base, config, params, tiny_batch(*EXAMPLES, multiple=multiple))
     expected, expected_grads = terms_and_gradient(base, config, params, tiny_batch(*EXAMPLES, multiple=1))
     assert_close(terms, expected, 1e-6)
-    assert_close(grads, expected_grads, 1e-5)
+    assert_close(grads, expected_grads, 3e-5)
 
 
 @pytest.mark.parametrize("anchored", [False, True])
@@ -371,12 +371,12 @@ STAGE_CONFIGS = {
     "retrieval, whole": tiny_config(stage="retrieval", anchored=True, train_compressor=True),
     "end_to_end, whole": tiny_config(stage="end_to_end", anchored=True, loss=JOINT, train_compressor=True),
 }
-REST = {"memory_embeddings", "anchor_gain"}
+REST = {"memory_embeddings", "anchor_gain", "anchor_query"}
 
 
 def all_params(base: Base) -> Params:
     """Return parameters with all three adapters, whatever the stage."""
-    return tiny_params(base, tiny_config(stage="end_to_end", anchored=True))
+    return tiny_params(base, tiny_config(stage="end_to_end", anchored=True, anchor_pooling="learned"))
 
 
 @pytest.mark.parametrize(
@@ -480,3 +480,15 @@ def test_losses_that_a_stage_cannot_have_are_refused(stage: Stage, loss: LossCon
 def test_a_loss_without_any_weight_is_refused() -> None:
     with pytest.raises(ValueError, match="all loss weights are 0: nothing would be trained"):
         LossConfig(next_token_weight=0.0, alignment_weight=0.0)
+
+
+def test_a_batch_without_documents_runs_the_generator_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    base, config = tiny_base(), tiny_config(loss=LossConfig(alignment_weight=0.0))
+    batch = tiny_batch(tiny_example(0, documents=()), tiny_example(1, documents=()))
+    params = tiny_params(base, config)
+    trained, frozen = trained_leaves(config, params, compresses=False)
+    assert set(trained) == {"adapters"} and set(trained["adapters"]) == {"generator"}
+    assert_same(joined(trained, frozen), params)
+    monkeypatch.setattr("clara.core.stages.compress", None)
+    (total, count) = stage_terms(base, config, params, batch)["next_token"]
+    assert float(total) > 0 and float(count) == float(stage_counts(config, batch)["next_token"]) == 8
