@@ -12,14 +12,19 @@ import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
+import numpy as np
+
 from clara.core.collate import frame_document
 from clara.io.checkpoint import Checkpoint
-from clara.io.corpus.passages import Passage, read_passages
+from clara.io.corpus.passages import Passage, content_hash, read_passages
 from clara.io.errors import ClaraError
+from clara.io.memory_store.parts import part_folder, take_in_parts
 from clara.io.memory_store.removal import compact, delete_passages
 from clara.io.memory_store.store import (
     CHECKPOINT,
@@ -28,6 +33,7 @@ from clara.io.memory_store.store import (
     add_passages,
     count,
     missing,
+    new_ones,
     opened_store,
     require_compressor,
     sources,
@@ -36,9 +42,10 @@ from clara.io.memory_store.store import (
 from clara.io.retention import checkpoints
 from clara.io.tokens import encode_batch
 from clara.shell.command import guarded, one_line
-from clara.shell.interrupt import interruptible
+from clara.shell.launch import ranked, stoppable
 from clara.shell.memories import BATCH, EVERY, compress_tokens
 from clara.shell.progress import clock
+from clara.shell.ranks import ALONE, Ranks, exchanged, progressing, require_same, told
 from clara.shell.setup import Session
 from clara.shell.stores import checkpoint_for, info_of, keep_checkpoint, require_packing, session_of
 
@@ -69,10 +76,20 @@ class Work(NamedTuple):
     """Passages of the corpus."""
 
 
+class Share(NamedTuple):
+    """What of a pass over a corpus one process does."""
+
+    store: Store
+    """Where it adds to: the store, or its own part of it."""
+    passages: Iterator[Passage]
+    total: int
+    """Of the passages, how many."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 130 interrupted, 1 a message to the user."""
-    arguments = parser().parse_args(argv)
-    return guarded(lambda: run(arguments), "stopped at once; what was added before, if anything, is in the store")
+    said = "stopped at once; what was added before, if anything, is in the store"
+    return guarded(lambda: ranked(lambda ranks: run(parser().parse_args(argv), ranks)), said)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,28 +117,37 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> int:
     """Do what the arguments say; return the exit status. Raises ClaraError where they do not fit what is there."""
     path, status = Path(arguments.store).expanduser(), 0
     useless = [name for name in ("checkpoint", "model", "dtype", "bits") if getattr(arguments, name)]
     if useless and not arguments.corpus:
         raise ClaraError(f"--{useless[0]} is for compressing: give CORPUS too")
+    if not (arguments.corpus or ranks.leads):
+        return 0
     if not (arguments.corpus or arguments.delete or arguments.compact):
         with opened_store(path, readonly=True) as store:
             describe(store, arguments.list)
         return 0
     work = prepare(arguments, path) if arguments.corpus else None
+    if work:
+        same = {"compressor": work.info.compressor, "passages": work.total}
+        require_same(ranks, same, "all ranks want the same checkpoint and the same corpus")
+        if not ranks.leads:
+            return compress_corpus(work, None, arguments, ranks)
     with opened_store(path, create=work and work.info) as store:
         if work:
             require_compressor(store.info, work.info.compressor)
             require_packing(store.info, arguments.dtype, arguments.bits)
             keep_checkpoint(store, work.checkpoint)
+        if taken := sum(take_in_parts(store)):
+            print(f"found     {taken:,} passages that processes before had added, each to its part", flush=True)
         for source in arguments.delete:
             removed = delete_passages(store, source)
             hint = "" if removed else "; --list shows how the sources are called"
             print(f"removed   {removed:,} passages of {one_line(source)}{hint}", flush=True)
         if work:
-            status = compress_corpus(work, store, arguments)
+            status = compress_corpus(work, store, arguments, ranks)
         if arguments.compact and not status:
             print(f"compact   {compact(store):,} rows of removed passages given back")
         describe(store, arguments.list)
@@ -142,22 +168,63 @@ def prepare(arguments: argparse.Namespace, path: Path) -> Work:
     return Work(session, checkpoint, info_of(session, model, arguments.dtype, arguments.bits, total), total)
 
 
-def compress_corpus(work: Work, store: Store, arguments: argparse.Namespace) -> int:
-    """Add the passages of the corpus to the store, and say how that goes; return the exit status."""
-    begun = told = time.perf_counter()
+def compress_corpus(work: Work, store: Store | None, arguments: argparse.Namespace, ranks: Ranks = ALONE) -> int:
+    """Add the passages of the corpus to the store, and say how that goes; return the exit status. store: rank 0's."""
+    begun = told_at = time.perf_counter()
     done, stopped = Progress(), False
-    with interruptible("batch") as interrupted:
-        for done in fill(work.session, store, read_passages(arguments.corpus), arguments.batch_size):
+    with share_of(work, store, arguments, ranks) as share, stoppable(ranks, "batch") as interrupted:
+        for done in progressing(ranks, fill(work.session, share.store, share.passages, arguments.batch_size)):
             now = time.perf_counter()
-            if stopped := interrupted() and done.seen < work.total:
+            if stopped := interrupted() and done.seen < share.total:
                 break
-            if done.added and now - told > EVERY:
-                told, speed = now, done.added / (now - begun)
-                left = clock((work.total - done.seen) / speed)
-                print(f"compress  {done.seen:,}/{work.total:,}, {speed:.1f} passages/s, {left} left", flush=True)
+            if done.added and now - told_at > EVERY:
+                told_at, speed = now, done.added / (now - begun)
+                left = clock((share.total - done.seen) / speed)
+                seen, per_second = min(done.seen * ranks.size, work.total), speed * ranks.size
+                print(f"compress  {seen:,}/{work.total:,}, {per_second:.1f} passages/s, {left} left", flush=True)
+    results = exchanged(ranks, (*done, stopped))
+    seen, added, cut, stops = (sum(each) for each in zip(*results, strict=True))
+    if ranks.size > 1 and store:
+        added = sum(progressing(ranks, take_in_parts(store)))
+        seen = work.total if not stops else seen
+    return summed_up(work, arguments, Progress(seen, added, cut), time.perf_counter() - begun, bool(stops))
+
+
+@contextmanager
+def share_of(work: Work, store: Store | None, arguments: argparse.Namespace, ranks: Ranks) -> Iterator[Share]:
+    """Yield what of the corpus this process compresses, and where to: of several, each a part of what is not there.
+
+    Passages of one text are one process's. store: rank 0's, which alone looks what is there.
+    """
+    corpus = read_passages(arguments.corpus)
+    if store and ranks.size == 1:
+        yield Share(store, corpus, work.total)
+        return
+    found = (msgspec.json.encode(store.info), owners(store, arguments.corpus, ranks.size).tobytes()) if store else None
+    info, places = told(ranks, found)
+    mine = np.frombuffer(places, np.int16) == ranks.rank
+    folder = part_folder(Path(arguments.store).expanduser(), ranks.rank)
+    folder.parent.mkdir(exist_ok=True)
+    with opened_store(folder, create=msgspec.json.decode(info, type=StoreInfo)) as part:
+        yield Share(part, (passage for passage, own in zip(corpus, mine, strict=True) if own), int(mine.sum()))
+
+
+def owners(store: Store, corpus: str, size: int) -> np.ndarray:
+    """Return int16[passages]: which of `size` processes compresses each passage, by its text; -1 where it is there."""
+    passages, found = read_passages(corpus), []
+    while window := list(islice(passages, WINDOW)):
+        places = np.full(len(window), -1, np.int16)
+        for i in new_ones(store, window):
+            places[i] = int(content_hash(window[i].text)[:8], 16) % size
+        found.append(places)
+    return np.concatenate(found)
+
+
+def summed_up(work: Work, arguments: argparse.Namespace, done: Progress, seconds: float, stopped: bool) -> int:
+    """Say what a pass over the corpus has done, and how to go on where it was stopped; return the exit status."""
     cut = f", {done.cut:,} of them cut to {work.session.config.memory.doc_max_tokens} tokens" if done.cut else ""
     there = f"; {done.seen - done.added:,} were there" if done.seen > done.added else ""
-    print(f"added     {done.added:,} passages in {clock(time.perf_counter() - begun)}{cut}{there}")
+    print(f"added     {done.added:,} passages in {clock(seconds)}{cut}{there}")
     if stopped:
         again = [
             arguments.corpus,

@@ -18,6 +18,7 @@ from clara.io.memories import (
     open_memories,
     write_memories,
 )
+from clara.shell.ranks import ALONE, Ranks, dealt, exchanged, progressing, told
 from clara.shell.setup import Session
 
 BATCH = 32
@@ -42,36 +43,48 @@ def compress_all(
     root: Path,
     notify: Callable[[str], None] = print,
     timed: Callable[[Sequence[Tokens], float], None] = lambda batch, seconds: None,
+    ranks: Ranks = ALONE,
 ) -> Memories:
     """Return the memories of documents, from the compressor's folder under root or computed and put there.
 
     Each document is computed once, in batches that depend on the set of documents alone: an interrupted run goes on
     where it was and ends with the same bits. notify: is given progress lines. timed: is given each batch that was
-    computed, and the seconds that took.
+    computed, and the seconds that took. ranks: share the batches, and must see one folder.
     """
-    folder = root / compressor_fingerprint(session.base, session.config, session.params, session.fingerprint)
+    folder = root / told(ranks, fingerprint_of(session))
     memories, problems = open_memories(folder)
     for problem in problems:
         notify(f"memories  computing anew: {problem}")
-    batches = missing_batches(memories, length_batches(documents, BATCH))
+    every = length_batches(documents, BATCH)
+    lacking = set(map(id, missing_batches(memories, every)))
+    batches = [every[i] for i in told(ranks, [i for i, batch in enumerate(every) if id(batch) in lacking])]
     total = sum(map(len, batches))
     notify(f"memories  {len(documents) - total:,} of {len(documents):,} documents are compressed, in {folder}")
     if not batches:
         return memories
-    begun = told = time.perf_counter()
-    done = 0
-    for batch in batches:
+    done, begun = 0, time.perf_counter()
+    spoken = begun
+    for batch in progressing(ranks, dealt(ranks, batches)):
         started = time.perf_counter()
         memory = compress_tokens(session, batch)
         mx.eval(memory)
         timed(batch, time.perf_counter() - started)
         write_memories(folder, batch, memory)
-        done += len(batch)
+        done = min(done + len(batch) * ranks.size, total)  # the other ranks are about as far
         now = time.perf_counter()
-        if now - told > EVERY or done == total:
-            told = now
-            speed = done / (now - begun)
-            notify(
-                f"memories  {done:,}/{total:,} compressed, {speed:.1f} documents/s, {(total - done) / speed:.0f} s left"
-            )
+        if now - spoken > EVERY or done == total:
+            spoken = now
+            notify(progress_line(done, total, now - begun))
+    exchanged(ranks, None)  # all that the others wrote is there
     return open_memories(folder)[0]
+
+
+def fingerprint_of(session: Session) -> str:
+    """Return the fingerprint of a session's compressor."""
+    return compressor_fingerprint(session.base, session.config, session.params, session.fingerprint)
+
+
+def progress_line(done: int, total: int, seconds: float) -> str:
+    """Return the line that says how many documents are compressed, after how long."""
+    speed = done / seconds
+    return f"memories  {done:,}/{total:,} compressed, {speed:.1f} documents/s, {(total - done) / speed:.0f} s left"

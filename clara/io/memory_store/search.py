@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.core as mx
 import numpy as np
 
-from clara.core.search import NOTHING, cosines, merged, taken
+from clara.core.config import Relevance
+from clara.core.search import NOTHING, cosines, late_interactions, merged, taken
 from clara.core.select import unit
 from clara.io.corpus.passages import Passage
 from clara.io.errors import ClaraError
@@ -27,7 +28,7 @@ class Hit(NamedTuple):
 
     id: int
     score: float
-    """Its BM25 or its cosine."""
+    """Its BM25, or the relevance of its memory."""
 
 
 def search_text(store: Store, query: str, k: int) -> list[Hit]:
@@ -45,12 +46,13 @@ def search_text(store: Store, query: str, k: int) -> list[Hit]:
         return [Hit(*row) for row in found]
 
 
-def search_memory(store: Store, queries: mx.array, k: int) -> list[list[Hit]]:
-    """Return for each of queries: float[Q, M, D] the k passages whose memories have the largest cosine, best first.
+def search_memory(store: Store, queries: mx.array, k: int, relevance: Relevance = "flattened") -> list[list[Hit]]:
+    """Return for each of queries: float[Q, M, D] the k passages whose memories score highest, best first.
 
-    The memories are compared flattened, all of them; of equal scores the lower id comes first. Raises ClaraError for
-    queries of another shape.
+    The memories are compared as `relevance_scores` does, all of them; of equal scores the lower id comes first. Raises
+    ClaraError for queries of another shape.
     """
+    scores_of = late_interactions if relevance == "late" else cosines
     form = store.form
     if queries.shape[1:] != (form.num_memory_tokens, form.hidden):
         raise ClaraError(
@@ -65,7 +67,7 @@ def search_memory(store: Store, queries: mx.array, k: int) -> list[list[Hit]]:
             if len(places := np.array(found.fetchall(), dtype=np.int64)) == 0:
                 continue
             rows = taken(map_rows(store.shard(number), form), slice(places[-1, 0] + 1))
-            scores = cosines(rows, wanted, form.packing)[places[:, 0]]
+            scores = scores_of(rows, wanted, form.packing)[places[:, 0]]
             best = [merged(b, s, places[:, 1], k) for b, s in zip(best, scores.T, strict=True)]
         return [[Hit(id_, score) for score, id_ in zip(b.scores.tolist(), b.ids.tolist(), strict=True)] for b in best]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import mlx.core as mx
 import msgspec
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from numbered import HIDDEN, TOKENS, held, memory, passage, passages, tiny_info
 
+from clara.core.config import Relevance
 from clara.core.select import relevance_scores
 from clara.io.corpus.passages import Passage
 from clara.io.errors import ClaraError
@@ -66,12 +67,27 @@ def test_a_search_by_memory_is_numpys_cosine(
         np.testing.assert_allclose([scores[hit.id - 1] for hit in hits], [hit.score for hit in hits], atol=1e-6)
 
 
-def test_scores_are_those_that_the_reasoner_chooses_by(store: Store) -> None:
+@pytest.mark.parametrize("relevance", get_args(Relevance))
+def test_scores_are_those_that_the_reasoner_chooses_by(relevance: Relevance, store: Store) -> None:
     queries = draw(3, 2)
-    for query, hits in zip(queries, search_memory(store, queries, 20), strict=True):
+    for query, hits in zip(queries, search_memory(store, queries, 20, relevance), strict=True):
         candidates = memories_of(store, [hit.id for hit in hits])
-        expected = relevance_scores(query[None], candidates[None])[0]
-        np.testing.assert_allclose([hit.score for hit in hits], np.array(expected), atol=1e-6)
+        expected = np.array(relevance_scores(query[None], candidates[None], relevance)[0])
+        np.testing.assert_allclose([hit.score for hit in hits], expected, atol=1e-6)
+        assert (len(hits), sorted(expected, reverse=True)) == (20, pytest.approx(expected, abs=1e-6))
+
+
+@pytest.mark.parametrize("bits", [0, 8, 4])
+def test_a_late_search_is_of_all_memories_as_they_are_packed(bits: int, tmp_path: Path) -> None:
+    queries = draw(0, 3)
+    with opened_store(tmp_path / "s", create=tiny_info(bits=bits)) as store:
+        add_passages(store, passages(range(30)), draw(100, 30))
+        found = search_memory(store, queries, 4, "late")
+        stored = memories_of(store, range(1, 31))
+    scores = np.array(relevance_scores(queries, mx.repeat(stored[None], 3, axis=0), "late"))
+    for hits, row in zip(found, scores, strict=True):
+        assert [hit.id - 1 for hit in hits] == np.argsort(-row)[:4].tolist()
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(row)[::-1][:4], atol=1e-6)
 
 
 def test_equal_memories_come_by_their_ids_and_empty_ones_score_zero(tmp_path: Path) -> None:
@@ -91,6 +107,7 @@ def test_an_empty_store_and_no_question_find_nothing(tmp_path: Path) -> None:
         assert search_memory(store, draw(0, 2), 5) == [[], []] and search_text(store, "lamp", 5) == []
         add_passages(store, passages([1]), memory([1]))
         assert search_memory(store, draw(0, 0), 5) == [] and search_text(store, " ?!", 5) == []
+        assert search_memory(store, draw(0, 0), 5, "late") == []
         assert search_memory(store, draw(0, 1), 0) == [[]] and search_text(store, "lamp", 0) == []
         assert memories_of(store, []).shape == (0, TOKENS, HIDDEN) and passages_of(store, []) == []
 
