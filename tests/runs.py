@@ -36,3 +36,10 @@ def tiny_run(base: Path, path: Path, compressor: float = 1.0, generator: float =
     optimizer = {"step": mx.array(3)}
     save_checkpoint(path / "checkpoints", params, optimizer, extras_of(session.base), to_plain(options), manifest)
     return path
+
+
+def text_run(base: Path, path: Path, generator: float = 1.0, **sections: Any) -> Path:
+    """Return such a run of a generator that was tuned on the text of documents."""
+    return tiny_run(
+        base, path, generator=generator, **{"data": {"reads": "text"}, "loss": {"alignment_weight": 0.0}, **sections}
+    )

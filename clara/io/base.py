@@ -23,6 +23,9 @@ from clara.io.errors import ClaraError
 from clara.io.gguf import load_gguf
 from clara.io.tokens import Tokenizer, load_tokenizer, tokenizer_from_gguf
 
+SMALL_BYTES = 1 << 30
+"""A quantised base that takes no more than this in bfloat16 is dequantised on a GPU."""
+
 WHOLE_BYTES = 4 << 20
 SAMPLES, SAMPLE_BYTES = 16, 64 << 10
 TOKENIZER_FILES = ("*.json", "*.jinja", "*.model", "*.tiktoken", "*.txt", "tokenizer*")
@@ -53,18 +56,19 @@ def load_base(
     """Return a base, frozen and in eval mode, with its weights in memory.
 
     `name` is a folder in Hugging Face's or MLX's layout, a .gguf file, a built-in name or a Hugging Face id.
-    `dtype` is what floating weights are cast to. On a CPU a base is dequantised to float32 unless told
-    otherwise, since only float32 products are fast there; on a GPU, or with dequantize=False, it stays as
-    stored. A dequantised base has no "quantization" in its config.
+    `dtype` is what floating weights are cast to. Unless told otherwise, a base is dequantised to float32 on
+    a CPU, where only float32 products are fast, and a quantised one of up to `SMALL_BYTES` to bfloat16 on a
+    GPU, which multiplies small packed weights no faster; any other stays as stored. A dequantised base has no
+    "quantization" in its config.
     Raises ClaraError that says what is missing or wrong, and where.
     """
-    on_cpu = mx.default_device() == mx.cpu
     path = locate_base(name, progress)
     module, config, tokenizer = _load_file(path) if path.is_file() else _load_folder(path)
     formats = storage_formats(module)
-    if dtype is None and on_cpu and dequantize is not False:
-        dtype = mx.float32
-    if on_cpu if dequantize is None else dequantize:
+    usual = default_dtype(module)
+    dequantize = usual is not None if dequantize is None else dequantize
+    dtype = usual if dtype is None and dequantize else dtype
+    if dequantize:
         dequantize_module(module, dtype)
         config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
     if dtype is not None:
@@ -73,6 +77,18 @@ def load_base(
     module.eval()
     mx.eval(module.parameters())
     return LoadedBase(module, tokenizer, name, config, fingerprint(path), formats)
+
+
+def default_dtype(module: nn.Module) -> mx.Dtype | None:
+    """Return what a base is dequantised to where nothing else is asked for: float32, bfloat16, or None for not at all.
+
+    float32 on a CPU; bfloat16 on a GPU for a quantised base that then takes at most `SMALL_BYTES`.
+    """
+    if mx.default_device() == mx.cpu:
+        return mx.float32
+    packed = [part for part in module.modules() if type(part) in PLAIN]
+    size = sum(part.weight.size * 32 // part.bits * mx.bfloat16.size for part in packed)
+    return mx.bfloat16 if packed and size <= SMALL_BYTES else None
 
 
 def load_base_tokenizer(name: str, progress: bool = True) -> Tokenizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Literal, NamedTuple
 
@@ -19,7 +20,10 @@ from clara.io.records import Record
 class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What is learnt from, in which order and in which portions."""
 
-    data: Annotated[str, Meta(description="Training data: a JSON Lines file, or the built-in `sample`.")] = "sample"
+    data: Annotated[
+        str,
+        Meta(description="Training data: JSON Lines files, with commas between, or the built-in `sample`."),
+    ] = "sample"
     heldout: Annotated[
         str,
         Meta(description="Held-out data, likewise; auto: `sample-heldout` for the sample, none for other data."),
@@ -31,6 +35,17 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             description="Documents that each record has at least, filled up from other records; 0 = its own alone.",
         ),
     ] = 0
+    gold_only: Annotated[
+        bool,
+        Meta(description="`pretrain` and `instruct` read only the documents that hold the answer (pos_index)."),
+    ] = False
+    reads: Annotated[
+        Literal["memory", "text"],
+        Meta(
+            description="What prompts of `pretrain` and `instruct` hold of documents: memory, or text: their first "
+            "doc_max_tokens, for a generator that is tuned without any compressor."
+        ),
+    ] = "memory"
     batch_size: Annotated[int, Meta(ge=1, description="Examples of one optimizer step.")] = 128
     accumulate: Annotated[
         int,
@@ -49,8 +64,16 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         float, Meta(ge=0, le=1, description="Share of `pretrain` examples that repeat their document, at first.")
     ] = 0.0
     autoencode_until: Annotated[
-        float, Meta(gt=0, le=1, description="Part of the run in which that share fades to zero.")
+        float, Meta(gt=0, le=1, description="Part of the run in which that share fades to its floor.")
     ] = 1.0
+    autoencode_floor: Annotated[float, Meta(ge=0, le=1, description="What that share fades to.")] = 0.0
+    autoencode_data: Annotated[
+        str,
+        Meta(
+            description="Further data, likewise, whose documents such examples repeat, each of them whether it holds "
+            "an answer or not; empty: the record's own."
+        ),
+    ] = ""
     paraphrase_share: Annotated[
         float,
         Meta(ge=0, le=1, description="Share of `pretrain` examples that learn the paraphrase, of records with one."),
@@ -58,6 +81,13 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     seed: Annotated[
         int, Meta(ge=0, lt=2**32, description="Seed of shuffling, task mixing, dropout and start values.")
     ] = 0
+
+    def __post_init__(self) -> None:
+        if self.autoencode_floor > self.autoencode_share:
+            raise ValueError(
+                f"autoencode_floor {self.autoencode_floor} is more than autoencode_share {self.autoencode_share}, "
+                "which fades to it: it must not be larger"
+            )
 
 
 class Feed(NamedTuple):
@@ -70,6 +100,8 @@ class Feed(NamedTuple):
     """Documents that an example of a choosing stage chooses."""
     memory: Callable[[Sequence[Tokens]], mx.array] | None = None
     """The memories of documents, float[n, M, D], where batches carry them in place of tokens."""
+    pool: Sequence[Record] = ()
+    """Documents that autoencoding examples of `pretrain` take, a record each; none: those of their own records."""
 
 
 class StepBatch(NamedTuple):
@@ -82,6 +114,9 @@ class StepBatch(NamedTuple):
     tokens: int
     """Real tokens in it, documents and decoder rows together, padding not counted."""
 
+
+NEAR = 256
+"""Documents of a pool, of nearly one length, that one of them is drawn from."""
 
 WINDOW = 16
 """Batches whose records are sorted by length together: padding shrinks, order stays nearly random."""
@@ -102,9 +137,15 @@ def epoch_plan(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def autoencode_share(config: DataConfig, progress: float) -> float:
+    """Return the share of examples that repeat a document, where progress in [0, 1) is the part of the run done."""
+    floor = config.autoencode_floor
+    return floor + (config.autoencode_share - floor) * max(0.0, 1 - progress / config.autoencode_until)
+
+
 def choose_task(record: Record, config: DataConfig, draw: float, progress: float) -> str:
     """Return the task of an example: draw and progress (part of the run that is done) lie in [0, 1)."""
-    autoencode = config.autoencode_share * max(0.0, 1 - progress / config.autoencode_until)
+    autoencode = autoencode_share(config, progress)
     if draw < autoencode:
         return "autoencode"
     if record.paraphrase is not None and draw < autoencode + config.paraphrase_share * (1 - autoencode):
@@ -127,8 +168,10 @@ def to_batch(feed: Feed, examples: Sequence[Example], key: mx.array) -> Batch:
     return collate(examples, feed.encoder.layout, key, feed.config.length_multiple, top_k, feed.memory)
 
 
-def training_batches(records: Sequence[Record], feed: Feed, total_steps: int, start: int = 0) -> Iterator[StepBatch]:
-    """Yield the batches of steps start ≤ step < total_steps."""
+def training_batches(
+    records: Sequence[Record], feed: Feed, total_steps: int, start: int = 0, part: tuple[int, int] = (0, 1)
+) -> Iterator[StepBatch]:
+    """Yield the batches of steps start ≤ step < total_steps; part: as in `step_batch`."""
     config = feed.config
     size = min(config.batch_size, len(records))
     lengths = [sum(map(len, record.docs)) for record in records]
@@ -138,22 +181,66 @@ def training_batches(records: Sequence[Record], feed: Feed, total_steps: int, st
         epoch, place = divmod(step, per_epoch)
         if not plan or place == 0:
             plan = epoch_plan(lengths, size, config.seed, epoch)
-        yield step_batch([records[i] for i in plan[place]], feed, step, total_steps, epoch)
+        yield step_batch([records[i] for i in plan[place]], feed, step, total_steps, epoch, part)
 
 
-def step_batch(records: Sequence[Record], feed: Feed, step: int, total_steps: int, turn: int) -> StepBatch:
-    """Return the records of one step as micro-batches; tasks and dropout keys come from (seed, step)."""
-    config = feed.config
+def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float) -> list[tuple[Record, str]]:
+    """Return the record and the task of each example of a step, by (seed, step, place); records: of its whole batch.
+
+    Where the feed has a pool, an example that is to repeat a document has one of the pool in its record's place, drawn
+    from those whose length comes nearest, so that batches of one length stay so. progress: the part of the run done.
+    """
+    config, pool = feed.config, feed.pool
+    if feed.stage != "pretrain":
+        return [(record, record.data_type) for record in records]
     draws = np.random.default_rng([config.seed, 1, step]).random(len(records))
-    examples = []
-    for record, draw in zip(records, draws, strict=True):
-        mixed = feed.stage == "pretrain"
-        task = choose_task(record, config, draw, step / total_steps) if mixed else record.data_type
-        examples.append(encode_example(feed, record, task, turn, config.qa_form))
-    parts = np.array_split(np.arange(len(examples)), min(config.accumulate, len(examples)))
-    keys = mx.random.split(mx.random.key(config.seed * 2**32 + step), len(parts))
-    batches = [to_batch(feed, [examples[i] for i in part], keys[j]) for j, part in enumerate(parts)]
-    return StepBatch([example.name for example in examples], batches, sum(map(real_tokens, examples)))
+    places = np.random.default_rng([config.seed, 4, step]).random(len(records))
+    share = autoencode_share(config, progress) if pool else 0.0
+    taken = [
+        nearest(pool, record, place) if draw < share else record
+        for record, draw, place in zip(records, draws, places, strict=True)
+    ]
+    return [(record, choose_task(record, config, draw, progress)) for record, draw in zip(taken, draws, strict=True)]
+
+
+def nearest(pool: Sequence[Record], record: Record, place: float) -> Record:
+    """Return one of the documents of a pool, shortest first, whose length comes nearest to that of the record's.
+
+    place in [0, 1) draws among `NEAR` of them; fewer where the pool has fewer.
+    """
+    count = min(NEAR, len(pool))
+    size = max(map(len, record.docs))
+    middle = bisect.bisect_left(pool, size, key=lambda each: len(each.docs[0]))
+    first = min(max(middle - count // 2, 0), len(pool) - count)
+    return pool[first + int(place * count)]
+
+
+def extent(record: Record, task: str) -> int:
+    """Return about how long an example is, in characters: documents, and what is asked and answered."""
+    texts = record.docs if task == "autoencode" else [*record.questions, *record.replies]
+    return sum(map(len, record.docs)) + sum(map(len, texts))
+
+
+def step_batch(
+    records: Sequence[Record], feed: Feed, step: int, total_steps: int, turn: int, part: tuple[int, int] = (0, 1)
+) -> StepBatch:
+    """Return the records of one step as micro-batches; tasks and dropout keys come from (seed, step).
+
+    Micro-batches hold examples of similar length. part: (number, count) of the processes that share a step. Each takes
+    every count-th micro-batch, of which there are then as many as divide by the count, and names all records.
+    """
+    config, (rank, ranks) = feed.config, part
+    chosen = sorted(step_tasks(records, feed, step, step / total_steps), key=lambda one: extent(*one))
+    count = min(-(-config.accumulate // ranks) * ranks, len(chosen))
+    places = np.array_split(np.arange(len(chosen)), count)
+    keys = mx.random.split(mx.random.key(config.seed * 2**32 + step), count)
+    batches, tokens = [], 0
+    for i in range(rank, count, ranks):
+        mine = [chosen[place] for place in places[i]]
+        examples = [encode_example(feed, record, task, turn, config.qa_form) for record, task in mine]
+        batches.append(to_batch(feed, examples, keys[i]))
+        tokens += sum(map(real_tokens, examples))
+    return StepBatch([record.id or "record" for record, _ in chosen], batches, tokens)
 
 
 def real_tokens(example: Example) -> int:
@@ -162,16 +249,17 @@ def real_tokens(example: Example) -> int:
 
 
 def check_records(records: Sequence[Record], feed: Feed) -> None:
-    """Encode every record in each of its forms. Raises ClaraError, naming the record, for one that does not fit.
+    """Encode every record in each of its forms, and those of the feed's pool.
 
-    Of several questions in one row each is tried alone: where all do not fit, fewer are taken.
+    Raises ClaraError, naming the record, for one that does not fit. Of several questions in one row each is tried
+    alone: where all do not fit, fewer are taken.
     """
     config = feed.config
-    for record in records:
+    for record in (*records, *feed.pool):
         tasks = {record.data_type}
         if feed.stage == "pretrain":
             tasks |= {"paraphrase"} if config.paraphrase_share and record.paraphrase else set()
-            tasks |= {"autoencode"} if config.autoencode_share else set()
+            tasks |= {"autoencode"} if config.autoencode_share and not feed.pool else set()
         for task in sorted(tasks):
             for turn in range(turns(feed.encoder, record, task)):
                 encode_example(feed, record, task, turn, config.qa_form, most=1)
@@ -183,10 +271,16 @@ def distinct_documents(records: Sequence[Record], encoder: Encoder) -> list[Toke
     return list(dict.fromkeys(encode_document(encoder, text) for text in texts))
 
 
-def evaluation_batches(records: Sequence[Record], feed: Feed, batch_size: int) -> Iterator[Batch]:
-    """Yield all records once under their own task, shortest first, in batches of at least two where there are two."""
+def evaluation_batches(
+    records: Sequence[Record], feed: Feed, batch_size: int, part: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """Yield all records once under their own task, shortest first, in batches of at least two where there are two.
+
+    part: (number, count) of the processes that share the batches; each takes every count-th.
+    """
     order = sorted(range(len(records)), key=lambda i: sum(map(len, records[i].docs)))
     count = max(len(order) // max(batch_size, 2), 1)
-    for part in np.array_split(np.array(order), count):
-        examples = [encode_example(feed, records[i], records[i].data_type) for i in part]
+    rank, ranks = part
+    for places in np.array_split(np.array(order), count)[rank::ranks]:
+        examples = [encode_example(feed, records[i], records[i].data_type) for i in places]
         yield to_batch(feed, examples, mx.random.key(0))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from clara.core.collate import ANSWER, FIXED, INPUT, Example, document_slot_ids, frame_document, truncate
 from clara.core.config import Layout, MemoryConfig
@@ -43,6 +43,8 @@ class Encoder(NamedTuple):
     prompts: Prompts
     render: Callable[[tuple[tuple[str, str], ...], tuple[str, ...]], list[str]]
     """The chat template's text of (role, content) messages, split at slots; remembered."""
+    reads: Literal["memory", "text"] = "memory"
+    """What stands for the documents of an example that reads all of them: slots for their memory, or their text."""
 
 
 def layout_for(tokenizer: Tokenizer, vocab_size: int, memory: MemoryConfig) -> Layout:
@@ -91,6 +93,14 @@ def encode_prompt(
     return example if top_k is None else example._replace(question=encode_question(encoder, question))
 
 
+def shortened(encoder: Encoder, text: str) -> str:
+    """Return the text of a document's first doc_max_tokens tokens: all that is read of it."""
+    tokens = encode(encoder.tokenizer, text)
+    whole = len(tokens) <= encoder.doc_max_tokens
+    # A character that was cut through is left out.
+    return text if whole else decode(encoder.tokenizer, tokens[: encoder.doc_max_tokens]).rstrip("\ufffd")
+
+
 def encode_paraphrase(encoder: Encoder, documents: Sequence[str], turn: int = 0) -> Example:
     """Return the prompt that asks for documents in other words; the reply is to be generated."""
     wordings = encoder.prompts.paraphrases
@@ -112,7 +122,7 @@ def encode_text_prompt(
 def encode_record(
     encoder: Encoder, record: Record, task: str, turn: int = 0, form: str = "turns", most: int | None = None
 ) -> Example:
-    """Return the example of a record under a task, which reads all of its documents.
+    """Return the example of a record under a task, which reads all of its documents, as memory or as text.
 
     turn: counts how often the record was seen; it chooses wordings and which question comes first. form: "turns" asks
     one question after the other and learns the answers; "pairs" learns all questions and answers as one reply; "one"
@@ -195,8 +205,11 @@ def _conversation(
 ) -> Example:
     """Return a conversation about documents, or top_k of them, as tokens and roles.
 
-    A last turn without an answer is left open. text: stands in the place of the documents' memory, as an insert.
+    A last turn without an answer is left open. text: stands in the place of the documents' memory, as an insert; where
+    the encoder reads text, theirs does, and the example has no documents to compress.
     """
+    if encoder.reads == "text" and documents and top_k is None:
+        text, documents = ("\n\n".join(shortened(encoder, each) for each in documents), FIXED, None), ()
     places = len(documents) if top_k is None else min(top_k, len(documents))
     memory = [t for i in range(places) for t in document_slot_ids(i, encoder.layout)]
     inserts: Inserts = {} if text is None else {slot("memory"): text}

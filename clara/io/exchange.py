@@ -123,10 +123,10 @@ def to_original(
 
     origin: what `origin_of` said of the checkpoint that they came from, empty for others: these get a new
     configuration, a zero row for `<AE>`, and, in a head of its own, zero rows for all special tokens. Raises ClaraError
-    for anchored memory, which the original does not have, and for memory embeddings that its one row cannot hold.
+    for what the original does not have (see `require_original`), and for memory embeddings that its one row cannot
+    hold.
     """
-    if config.memory.anchored:
-        raise ClaraError("anchored memory cannot be written for the original, which has none; wanted anchored = false")
+    require_original(params, config)
     size, dtype = loaded.tokenizer.vocab_size, base.special_embeddings.dtype
     own = part_of(loaded.module, anatomy(loaded.module).embedding)(mx.arange(size)).astype(dtype)
     said = dict(origin.get("config", {})) or new_config(loaded, config)
@@ -148,6 +148,17 @@ def to_original(
     adapters = tree_map(lambda leaf: leaf.astype(kind), scales)
     names = {name: tuple(keys) for name, keys in origin.get("names", {}).items()}
     return Original(said, adapters, table, head, None, names)
+
+
+def require_original(params: Params, config: StepConfig) -> None:
+    """Raise ClaraError for what the original does not have: anchored memory, a reasoner of late interaction."""
+    if config.memory.anchored:
+        raise ClaraError("anchored memory cannot be written for the original, which has none; wanted anchored = false")
+    if config.retrieval.relevance != "flattened" and "reasoner" in params["adapters"]:
+        raise ClaraError(
+            f"a reasoner trained with relevance {config.retrieval.relevance} cannot be written for the original, which "
+            "compares flattened memories; wanted relevance = flattened"
+        )
 
 
 def new_config(loaded: LoadedBase, config: StepConfig) -> dict[str, Any]:

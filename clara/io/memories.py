@@ -66,7 +66,10 @@ def compressor_fingerprint(
         "special": {"embeddings": base.special_embeddings, "rms": base.embedding_rms},
     }
     dtypes = sorted({str(leaf.dtype) for _, leaf in tree_flatten(base.module.parameters())}) if exact else []
-    digest = hashlib.sha256(repr((base_fingerprint, dtypes, config.memory, config.lora.scale, base.layout)).encode())
+    # How anchors are pooled shows in the leaves: unsaid here, memories of before there was a choice stay valid.
+    told = repr(config.memory).replace(f", anchor_pooling={config.memory.anchor_pooling!r}", "")
+    text = f"({base_fingerprint!r}, {dtypes!r}, {told}, {config.lora.scale!r}, {base.layout!r})"
+    digest = hashlib.sha256(text.encode())
     for name, leaf in sorted(tree_flatten(parts)):
         digest.update(f"\n{name} {leaf.dtype} {leaf.shape}\n".encode())
         digest.update(words_of(leaf).tobytes())

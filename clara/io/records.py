@@ -66,15 +66,32 @@ MAKER = " (python -m clara.shell.prepare makes a corpus out of documents)"
 
 
 def read_records(source: str) -> list[Record]:
-    """Return all records of a JSON Lines file or of a built-in set ("sample", "sample-heldout"), each checked.
+    """Return all records of JSON Lines files and of built-in sets ("sample", "sample-heldout"), each checked, in order.
 
-    Raises ClaraError with file and line for the first bad line: invalid UTF-8 or JSON, a wrong or missing field, an
-    unknown task, an empty document, answers that do not match their questions; and for a missing or empty file.
+    source: one name, or several with commas between. Raises ClaraError with file and line for the first bad line:
+    invalid UTF-8 or JSON, a wrong or missing field, an unknown task, an empty document, answers that do not match
+    their questions; and for a missing or empty file.
     """
-    records = list(iterate_records(data_path(source), Record))
-    if not records:
-        raise ClaraError(f"{source}: no records; wanted JSON Lines, one record a line")
-    return records
+    found = []
+    for name in source_names(source):
+        records = list(iterate_records(data_path(name), Record))
+        if not records:
+            raise ClaraError(f"{name}: no records; wanted JSON Lines, one record a line")
+        found += records
+    return found
+
+
+def source_names(source: str) -> list[str]:
+    """Return the names in a `--data` value: one, or several with commas between.
+
+    A file whose own name has commas counts as one. Raises ClaraError where a name between commas is empty.
+    """
+    if "," not in source or Path(source).expanduser().is_file():
+        return [source]
+    names = [name.strip() for name in source.split(",")]
+    if not all(names):
+        raise ClaraError(f"{source}: an empty name; wanted one file, or several with commas between")
+    return names
 
 
 def data_path(source: str) -> Path:
@@ -188,6 +205,36 @@ def check_stage(records: Sequence[Record], stage: Stage) -> None:
             f"record {records[0].id} and all others: no pos_index; stage retrieval wants to know which documents "
             "hold the answer"
         )
+
+
+def golden(records: Sequence[Record]) -> list[Record]:
+    """Return the records with those of their documents alone that hold the answer; one of one document stays as it is.
+
+    Raises ClaraError, naming the record, for one of several documents of which none is known to hold the answer.
+    """
+    return [_golden(record) for record in records]
+
+
+def _golden(record: Record) -> Record:
+    """Return a record with the documents that hold its answer."""
+    if len(record.docs) == 1:
+        return record
+    if not record.positives:
+        raise ClaraError(
+            f"record {record.id}: {len(record.docs)} documents, but no pos_index; gold_only wants to know which of "
+            "them hold the answer"
+        )
+    docs = [record.docs[i] for i in record.positives]
+    return msgspec.structs.replace(record, docs=docs, pos_index=list(range(len(docs))))
+
+
+def document_records(records: Sequence[Record]) -> list[Record]:
+    """Return a record for each distinct document of the records, shortest first, whose task is to repeat it."""
+    names: dict[str, str] = {}
+    for record in records:
+        for i, text in enumerate(record.docs):
+            names.setdefault(text, f"{record.id}, document {i}")
+    return [Record(docs=[text], data_type="autoencode", id=names[text]) for text in sorted(names, key=len)]
 
 
 def with_candidates(records: Sequence[Record], count: int, seed: int) -> list[Record]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from clara.core.collate import Example, pad_documents, truncate
 from clara.core.compress import compress
@@ -24,6 +25,7 @@ from clara.io.examples import (
     encode_prompt,
     encode_question,
     encode_text_prompt,
+    shortened,
 )
 from clara.io.tokens import encode
 from clara.shell.decode import Reply, decode_batch, stream
@@ -76,7 +78,8 @@ def rank(session: Session, memory: mx.array, question: str) -> list[tuple[int, f
     """Return (index, relevance score) of each of N documents, best first, by their memory: float[N, M, D]."""
     if not memory.shape[0]:
         return []
-    scores: Any = relevance_scores(compress_questions(session, [question]), memory[None])[0].tolist()
+    query = compress_questions(session, [question])
+    scores: Any = relevance_scores(query, memory[None], session.config.retrieval.relevance)[0].tolist()
     return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
 
@@ -91,23 +94,35 @@ def choose(session: Session, memory: mx.array, question: str) -> list[int]:
 
 
 def answer(session: Session, documents: Sequence[str], question: str, max_tokens: int = MAX_TOKENS) -> Iterator[str]:
-    """Yield the answer to a question about documents, all of which are read, piece by piece, greedily."""
-    yield from answer_from(session, compress_texts(session, documents), question, max_tokens)
+    """Yield the answer to a question about documents, all of which are read, piece by piece, greedily.
+
+    They are read as the generator learnt it: from memory, or their text, of each the first doc_max_tokens.
+    """
+    if session.encoder.reads == "text":
+        prompt = read_prompt(session, documents, question, max_tokens)[0]
+        yield from pieces(session, prompt, no_memory(session), max_tokens)
+    else:
+        yield from answer_from(session, compress_texts(session, documents), question, max_tokens)
 
 
 def answer_chosen(
     session: Session, candidates: Sequence[str], question: str, max_tokens: int = MAX_TOKENS
 ) -> Iterator[str]:
     """Yield the answer to a question about those of the candidates that it chooses (see `choose`)."""
+    if session.encoder.reads == "text":
+        yield from answer(session, candidates, question, max_tokens)
+        return
     memory = compress_texts(session, candidates)
     chosen = choose(session, memory, question)
     yield from answer_from(session, memory[mx.array(chosen)] if chosen else memory, question, max_tokens)
 
 
 def paraphrase(session: Session, document: str, max_tokens: int = 256) -> Iterator[str]:
-    """Yield a document in other words, out of its memory alone."""
-    prompt = encode_paraphrase(session.encoder, [""]).tokens
-    yield from pieces(session, prompt, compress_texts(session, [document]), max_tokens)
+    """Yield a document in other words, out of its memory alone, or its text, whichever the generator learnt to read."""
+    text = session.encoder.reads == "text"
+    memory = no_memory(session) if text else compress_texts(session, [document])
+    prompt = encode_paraphrase(session.encoder, [document if text else ""]).tokens
+    yield from pieces(session, prompt, memory, max_tokens)
 
 
 def answer_from(session: Session, memory: mx.array, question: str, max_tokens: int = MAX_TOKENS) -> Iterator[str]:
@@ -123,6 +138,11 @@ def pieces(session: Session, prompt: Sequence[int], memory: mx.array, max_tokens
         yield piece.text
 
 
+def text_generator(session: Session) -> nn.Module:
+    """Return the generator as a model that reads no memory."""
+    return bind_generator(session.base, session.config, session.params, no_memory(session))
+
+
 def memory_prompt(session: Session, count: int, question: str, room: int = MAX_TOKENS) -> tuple[int, ...]:
     """Return the prompt that asks a question about `count` documents that are there as memory; 0 asks without any.
 
@@ -132,7 +152,7 @@ def memory_prompt(session: Session, count: int, question: str, room: int = MAX_T
     if not count:
         return text_prompt(session, [], question, room)[0]
     # The memories stand for the texts, whose tokens the prompt does not hold.
-    encoder = session.encoder._replace(max_tokens=sys.maxsize)
+    encoder = session.encoder._replace(max_tokens=sys.maxsize, reads="memory")
     return fitted(session, encode_prompt(encoder, [""] * count, question), room)
 
 
@@ -151,6 +171,13 @@ def text_prompt(
     size = len(encode(session.tokenizer, "\n\n".join(texts)))
     kept = max(size - excess, 0)
     return fitted(session, encode_text_prompt(session.encoder, texts, question, kept), room), size - kept
+
+
+def read_prompt(
+    session: Session, texts: Sequence[str], question: str, room: int = MAX_TOKENS
+) -> tuple[tuple[int, ...], int]:
+    """Return what `text_prompt` does, of each text the first doc_max_tokens: what a generator tuned on text reads."""
+    return text_prompt(session, [shortened(session.encoder, text) for text in texts], question, room)
 
 
 def longest(session: Session, room: int) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 
 import msgspec
 
-from clara.core.config import STAGES, Stage
+from clara.core.config import CHOOSING, STAGES, Stage
 from clara.io.checkpoint import Checkpoint, newest_checkpoint, unflatten
 from clara.io.errors import ClaraError
 from clara.io.retention import checkpoints, step_of
@@ -41,6 +41,7 @@ FREE_ON_RESUME = (
     "save_every",
     "keep",
     "keep_best",
+    "patience",
     "show",
     "log_every",
     "report_to",
@@ -137,8 +138,15 @@ def new_layers(recipe: str, start_from: str) -> Layers:
     layers: Layers = [(f"recipe {recipe}", read_recipe(recipe))]
     if start_from:
         checkpoint, _ = newest_checkpoint(Path(start_from).expanduser())
-        layers.append((start_from, {name: checkpoint.config[name] for name in INHERITED if name in checkpoint.config}))
+        layers.append((start_from, taken_over(checkpoint.config)))
     return layers
+
+
+def taken_over(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a run takes over from the configuration it starts from; of a reasoner also how it scores."""
+    taken = {name: config[name] for name in INHERITED if name in config}
+    relevance = config.get("retrieval", {}).get("relevance")
+    return {**taken, "retrieval": {"relevance": relevance}} if relevance and config["stage"] in CHOOSING else taken
 
 
 def resolve(layers: Layers, stage: Stage) -> dict[str, Any]:

@@ -20,6 +20,7 @@ import msgspec
 
 from clara.io.errors import ClaraError
 from clara.io.evaluation.formats import Question
+from clara.io.evaluation.labels import heading
 from clara.io.evaluation.predictions import (
     SUMMARY,
     Prediction,
@@ -38,7 +39,7 @@ from clara.shell.command import guarded
 from clara.shell.evaluation.answering import answered
 from clara.shell.evaluation.choosing import Bench, prompt_size, read_by
 from clara.shell.evaluation.documents import compress_documents
-from clara.shell.evaluation.plan import EvaluateOptions, Plan, heading, plan_of, require_same, write_config
+from clara.shell.evaluation.plan import EvaluateOptions, Plan, plan_of, require_same, write_config
 from clara.shell.evaluation.summary import scores_of, tables
 from clara.shell.interrupt import interruptible
 from clara.shell.memories import EVERY
@@ -186,7 +187,8 @@ def finish(plan: Plan) -> None:
             predictions[name] = answers
     scores = scores_of(predictions, read_peaks(plan.out), plan.options.seed)
     found = Section("Scores", tuple(tables(scores)))
-    report = Report(f"Evaluation on {Path(plan.config['data']).name}", tuple(heading(plan.config)), (found,))
+    name = Path(plan.config["data"]).name + ", counterfactual" * plan.config["counterfactual"]
+    report = Report(f"Evaluation on {name}", tuple(heading(plan.config)), (found,))
     write_scores(plan.out, scores)
     write_atomic(plan.out / SUMMARY, markdown(report, {}).encode())
     print("\n" + "\n\n".join([*section(found, 2, {}), f"written: {plan.out}"]))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_map
@@ -19,6 +19,8 @@ from clara.io.errors import ClaraError
 from clara.io.records import Record
 
 Update = Callable[[TrainState, list[Batch]], tuple[TrainState, dict[str, mx.array]]]
+Gather = Callable[[Any], list[Any]]
+"""A plain value → those of all processes that share the work."""
 
 
 class Step(NamedTuple):
@@ -32,25 +34,64 @@ class Step(NamedTuple):
     seconds: float
 
 
-def training_steps(update: Update, state: TrainState, batches: Iterable[StepBatch]) -> Iterator[Step]:
+class Started(NamedTuple):
+    """A step that the device is computing."""
+
+    number: int
+    batch: StepBatch
+    state: TrainState
+    metrics: dict[str, mx.array]
+
+
+def training_steps(
+    update: Update, state: TrainState, batches: Iterable[StepBatch], ahead: bool = False
+) -> Iterator[Step]:
     """Yield each step once it is computed.
 
-    Raises ClaraError, with the step and its records, where the loss or the gradient is not finite, or memory is short;
-    the state before it was yielded.
+    ahead: a step is handed to the device before the one before it is waited for, so that the device never waits for
+    the host; one that is handed over when the caller stops is not yielded. Raises ClaraError, with the step and its
+    records, where the loss or the gradient is not finite, or memory is short; the state before it was yielded.
     """
+    begun, running = time.perf_counter(), list[Started]()
     for number, batch in enumerate(batches, int(state.step) + 1):
-        begun = time.perf_counter()
         try:
-            state, metrics = update(state, batch.batches)
-            mx.eval(state, metrics)
-        except (RuntimeError, MemoryError) as error:
-            raise short_of_memory(error, number, batch) from error
-        values = {name: float(value) for name, value in metrics.items()}
-        for name in ("loss", "gradient_norm"):
-            if not math.isfinite(values.get(name, 0.0)):
-                said = f"the {name.replace('_', ' ')} is {values[name]}"
-                raise ClaraError(f"step {number}: {said}; its records: {', '.join(batch.names)}")
-        yield Step(number, state, values, batch.tokens, time.perf_counter() - begun)
+            running.append(started(update, state, number, batch))
+        except ClaraError:
+            yield from (finished(step, begun) for step in running)
+            raise
+        state = running[-1].state
+        if len(running) > ahead:
+            yield finished(running.pop(0), begun)
+            begun = time.perf_counter()
+    yield from (finished(step, begun) for step in running)
+
+
+def started(update: Update, state: TrainState, number: int, batch: StepBatch) -> Started:
+    """Return a step that is handed to the device. Raises ClaraError where memory is short."""
+    try:
+        state, metrics = update(state, batch.batches)
+        mx.async_eval(state, metrics)  # type: ignore[no-untyped-call]
+    except (RuntimeError, MemoryError) as error:
+        raise short_of_memory(error, number, batch) from error
+    return Started(number, batch, state, metrics)
+
+
+def finished(step: Started, begun: float) -> Step:
+    """Return a step once it is computed; begun: when the one before it was.
+
+    Raises ClaraError where its loss or gradient is not finite, or memory is short.
+    """
+    number, batch, state, metrics = step
+    try:
+        mx.eval(state, metrics)
+    except (RuntimeError, MemoryError) as error:
+        raise short_of_memory(error, number, batch) from error
+    values = {name: float(value) for name, value in metrics.items()}
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(values.get(name, 0.0)):
+            said = f"the {name.replace('_', ' ')} is {values[name]}"
+            raise ClaraError(f"step {number}: {said}; its records: {', '.join(batch.names)}")
+    return Step(number, state, values, batch.tokens, time.perf_counter() - begun)
 
 
 def short_of_memory(error: Exception, number: int, batch: StepBatch) -> Exception:
@@ -58,38 +99,54 @@ def short_of_memory(error: Exception, number: int, batch: StepBatch) -> Exceptio
     said = str(error).lower()
     if not (isinstance(error, MemoryError) or "out of memory" in said or "malloc" in said or "allocate" in said):
         return error
+    examples = sum(len(each.tokens) for each in batch.batches)
     return ClaraError(
-        f"step {number}: out of memory on {len(batch.names)} examples in {len(batch.batches)} micro-batches ({error}); "
+        f"step {number}: out of memory on {examples} examples in {len(batch.batches)} micro-batches ({error}); "
         "raise --accumulate or --grad-checkpoint, or lower --batch-size"
     )
 
 
 def evaluate(
-    eval_step: EvalStep, params: Params, batches: Iterable[Batch], weights: Mapping[str, float]
+    eval_step: EvalStep,
+    params: Params,
+    batches: Iterable[Batch],
+    weights: Mapping[str, float],
+    gather: Gather = lambda own: [own],
 ) -> dict[str, float]:
     """Return held-out means: the weighted loss, each term, how candidates rank, and `other_memory`.
 
     That is the next-token loss under other documents' memory: if it is no higher than `next_token`, the generator does
-    not read its memory. A mean over nothing is left out.
+    not read its memory. Where documents are read as text, it is not there. A mean over nothing is left out.
+    batches: this process's, where several share them.
     """
     sums: dict[str, tuple[mx.array, mx.array]] = {}
     for batch in batches:
         terms = dict(eval_step(params, batch))
-        if "next_token" in terms and batch.tokens.shape[0] > 1:
+        if "next_token" in terms and batch.tokens.shape[0] > 1 and batch.document_rows:
             other = batch._replace(candidates=other_documents(batch.candidates))
             terms["other_memory"] = eval_step(params, other)["next_token"]
         sums |= {name: tree_map(mx.add, sums[name], term) if name in sums else term for name, term in terms.items()}
         mx.eval(sums)
-    means = {name: float(total) / float(count) for name, (total, count) in sums.items() if float(count)}
+    totals: dict[str, tuple[float, float]] = {}
+    for own in gather({name: (float(total), float(count)) for name, (total, count) in sums.items()}):
+        for name, (total, count) in own.items():
+            before = totals.get(name, (0.0, 0.0))
+            totals[name] = (before[0] + total, before[1] + count)
+    means = {name: total / count for name, (total, count) in totals.items() if count}
     loss = sum(weight * means[name] for name, weight in weights.items() if name in means)
     return {"loss": loss, **means} if means else {}
 
 
-def score_answers(records: Sequence[Record], reply: Callable[[Record], str]) -> dict[str, float]:
-    """Return mean EM, cover-EM and token F1 of the replies to each record's first question."""
+def score_answers(
+    records: Iterable[Record], reply: Callable[[Record], str], gather: Gather = lambda own: [own]
+) -> dict[str, float]:
+    """Return mean EM, cover-EM and token F1 of the replies to each record's first question.
+
+    records: this process's, where several share them.
+    """
     scores = (exact_match, cover_exact_match, token_f1)
     rows = []
     for record in records:
         text, golds = reply(record), record.golden_answers or record.replies[:1]
         rows.append({score.__name__: score(text, golds) for score in scores})
-    return mean_scores(rows)
+    return mean_scores([row for own in gather(rows) for row in own])

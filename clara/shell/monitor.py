@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import mlx.core as mx
 
@@ -15,7 +17,9 @@ from clara.io.runlog import METRICS, append_event, read_events
 from clara.shell.answer import answer_chosen
 from clara.shell.job import Job, current, save
 from clara.shell.loop import Step, evaluate, score_answers
+from clara.shell.options import Options
 from clara.shell.progress import heldout_line, step_line
+from clara.shell.ranks import dealt, exchanged, progressing
 from clara.shell.reporters import Reporter
 from clara.shell.reporting.curves import loss_figure, rank_figure
 from clara.shell.setup import Session
@@ -24,7 +28,9 @@ LOWER_IS_BETTER = ("loss", "next_token", "alignment", "contrastive", "other_memo
 
 
 def record_step(job: Job, step: Step, seconds: Sequence[float], report: Reporter) -> None:
-    """Log a step, and print its line where one is due."""
+    """Log a step, and print its line where one is due; rank 0 does."""
+    if not job.ranks.leads:
+        return
     values = {
         **step.metrics,
         "tokens": step.tokens,
@@ -38,21 +44,30 @@ def record_step(job: Job, step: Step, seconds: Sequence[float], report: Reporter
 
 
 def measure(job: Job, state: TrainState, report: Reporter) -> dict[str, float]:
-    """Evaluate on held-out records, log and print the result, and return it: metric → mean; nothing without records."""
-    options, step = job.options, int(state.step)
+    """Evaluate on held-out records, log and print the result, and return it: metric → mean; nothing without records.
+
+    The ranks share the work, and rank 0 logs and prints.
+    """
+    options, ranks, step = job.options, job.ranks, int(state.step)
     heldout = job.heldout[: options.eval_records or None]
     if not heldout:
         return {}
-    batches = evaluation_batches(heldout, job.feed, options.data.batch_size)
-    means = evaluate(job.eval_step, state.params, batches, job.session.config.loss.weights)
+    batches = progressing(ranks, evaluation_batches(heldout, job.feed, options.data.batch_size, ranks.part))
+    gather = functools.partial(exchanged, ranks)
+    means = evaluate(job.eval_step, state.params, batches, job.session.config.loss.weights, gather)
     asked = [record for record in heldout if record.data_type == "qa"][: options.eval_generate]
     session = current(job, state)
-    means |= score_answers(asked, lambda record: reply(session, record))
+    own = progressing(ranks, dealt(ranks, asked))
+    means |= score_answers(own, lambda record: reply(session, record), gather)
+    if not ranks.leads:
+        return means
     append_event(job.folder / METRICS, {"event": "heldout", "step": step, **means})
     report(step, "held-out", means)
     print(heldout_line(means, step), flush=True)
     if options.keep_best and options.keep_best not in means and step == 0:
         print(f"note      no best checkpoint is kept: no held-out metric {options.keep_best} among {', '.join(means)}")
+        if options.patience:
+            print(f"note      patience {options.patience} never ends the run, for want of that metric")
     return means
 
 
@@ -63,9 +78,12 @@ def evaluated(job: Job, step: int) -> dict[str, float]:
 
 
 def keep_best(job: Job, state: TrainState, means: Mapping[str, float]) -> None:
-    """Keep the checkpoint of a state, writing it where need be, if it is the best so far by the chosen metric."""
+    """Keep the checkpoint of a state, writing it where need be, if it is the best so far by the chosen metric.
+
+    Rank 0 does.
+    """
     metric, folder, step = job.options.keep_best, job.folder / "checkpoints", int(state.step)
-    if metric not in means:
+    if metric not in means or not job.ranks.leads:
         return
     best, value = read_best(folder), means[metric]
     sign = -1 if metric in LOWER_IS_BETTER else 1
@@ -74,6 +92,20 @@ def keep_best(job: Job, state: TrainState, means: Mapping[str, float]) -> None:
     if step not in map(step_of, checkpoints(folder)):
         save(job, state)
     mark_best(folder, Best(step=step, metric=metric, value=value))
+
+
+def out_of_patience(options: Options, events: Iterable[Mapping[str, Any]]) -> bool:
+    """Return whether as many held-out evaluations in a row as `patience` says have not bettered the `keep_best` metric.
+
+    events: of the run. What was measured before the first step does not count.
+    """
+    metric = options.keep_best
+    values = {e["step"]: e[metric] for e in events if e["event"] == "heldout" and e["step"] and metric in e}
+    if not options.patience or not values:
+        return False
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    ranked = [sign * value for _, value in sorted(values.items())]
+    return len(ranked) - 1 - ranked.index(max(ranked)) >= options.patience
 
 
 def draw(job: Job) -> None:

@@ -72,6 +72,13 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Meta(description="Held-out metric whose best checkpoint is kept as well, such as loss or mrr; empty for none."),
     ] = "loss"
     show: Annotated[int, Meta(ge=0, description="Held-out documents that are asked a question at the end.")] = 4
+    patience: Annotated[
+        int,
+        Meta(
+            ge=0,
+            description="Held-out evaluations in a row without a better keep_best metric that end the run; 0 = none.",
+        ),
+    ] = 0
     log_every: Annotated[
         int, Meta(ge=1, description="Steps between progress lines; metrics are kept of every step.")
     ] = 10
@@ -93,6 +100,16 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         step_config(self)
+        if self.data.reads == "text" and self.stage in CHOOSING:
+            raise ValueError(f"reads text: stage {self.stage} chooses documents by their memory; wanted reads memory")
+        if self.data.reads == "text" and self.loss.alignment_weight:
+            raise ValueError(
+                f"alignment_weight {self.loss.alignment_weight}: with reads text there is no memory to align; wanted 0"
+            )
+        if self.patience and not (self.eval_every and self.keep_best and heldout_of(self.data)):
+            raise ValueError(
+                f"patience {self.patience}: wanted held-out data, eval_every and keep_best, by which it is counted"
+            )
 
 
 def step_config(options: Options) -> StepConfig:

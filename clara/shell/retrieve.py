@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 import mlx.core as mx
 
+from clara.core.config import Relevance
 from clara.core.search import fused
 from clara.core.select import relevance_scores
 from clara.io.corpus.passages import Passage
@@ -37,7 +38,7 @@ class Found(NamedTuple):
     passages: list[Passage]
     """The best first, `top_k` at most."""
     scores: list[float]
-    """Of each: the reasoner's cosine, or that of the first stage: a cosine, BM25, or of both the fused rank's."""
+    """Of each: its relevance to the reasoner, or that of the first stage: by memory, BM25, or the fused rank's."""
     memory: mx.array
     """float[K, M, D]: their memories."""
 
@@ -57,38 +58,42 @@ def retrieve(session: Session, store: Store, questions: Sequence[str], how: Sear
         return []
     needed = how.rerank or how.first_stage != "bm25"
     queries = compress_questions(session, questions) if needed else None
+    relevance = session.config.retrieval.relevance
 
     def work() -> list[Found]:
         lists: list[list[list[Hit]]] = [[] for _ in questions]
         if queries is not None and how.first_stage != "bm25":
-            for each, hits in zip(lists, search_memory(store, queries, how.candidates), strict=True):
+            for each, hits in zip(lists, search_memory(store, queries, how.candidates, relevance), strict=True):
                 each.append(hits)
         if how.first_stage != "memory":
             for each, question in zip(lists, questions, strict=True):
                 each.append(search_text(store, question, how.candidates))
         return [
-            found(store, rankings, None if queries is None else queries[i], how) for i, rankings in enumerate(lists)
+            found(store, rankings, None if queries is None else queries[i], how, relevance)
+            for i, rankings in enumerate(lists)
         ]
 
     return reading(store, work)
 
 
-def found(store: Store, rankings: Sequence[Sequence[Hit]], query: mx.array | None, how: Search) -> Found:
+def found(
+    store: Store, rankings: Sequence[Sequence[Hit]], query: mx.array | None, how: Search, relevance: Relevance
+) -> Found:
     """Return the best of the candidates that the first stage found: by the reasoner, or in the first stage's order."""
     if len(rankings) == 1:
         pairs = [(hit.id, hit.score) for hit in rankings[0]]
     else:
         pairs = fused([[hit.id for hit in ranking] for ranking in rankings])
     if query is not None and how.rerank:
-        pairs = reranked(store, query, [id_ for id_, _ in pairs])
+        pairs = reranked(store, query, [id_ for id_, _ in pairs], relevance)
     best = pairs[: how.top_k]
     ids = [id_ for id_, _ in best]
     return Found(passages_of(store, ids), [score for _, score in best], memories_of(store, ids))
 
 
-def reranked(store: Store, query: mx.array, ids: Sequence[int]) -> list[tuple[int, float]]:
-    """Return (id, score) of candidates, best first by the cosine of their memories and the query's: float[M, D]."""
+def reranked(store: Store, query: mx.array, ids: Sequence[int], relevance: Relevance) -> list[tuple[int, float]]:
+    """Return (id, score) of candidates, best first by the relevance of their memories to the query's: float[M, D]."""
     if not ids:
         return []
-    row: Any = relevance_scores(query[None], memories_of(store, ids)[None])[0].tolist()
+    row: Any = relevance_scores(query[None], memories_of(store, ids)[None], relevance)[0].tolist()
     return sorted(zip(ids, row, strict=True), key=lambda pair: -pair[1])

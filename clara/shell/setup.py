@@ -9,22 +9,27 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+import msgspec
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from clara.core.bind import anatomy, part_of
 from clara.core.config import CHOOSING, StepConfig
-from clara.core.init import add_reasoner, init_base, init_params
+from clara.core.init import add_reasoner, init_base, init_params, resample_memory
 from clara.core.types import Base, Params
 from clara.io.base import LoadedBase, load_base
 from clara.io.checkpoint import Checkpoint, newest_checkpoint
 from clara.io.errors import ClaraError
 from clara.io.examples import Encoder, layout_for, make_encoder
-from clara.io.records import data_path
+from clara.io.records import data_path, source_names
 from clara.io.tokens import Tokenizer
 from clara.shell.options import Options, step_config, to_options
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_context_length")
 """What bases call the number of positions that they can read."""
+
+
+CACHE_SHARE = 8
+"""On CUDA, the part of the device's memory that MLX may keep for reuse."""
 
 
 class Session(NamedTuple):
@@ -47,10 +52,13 @@ class Session(NamedTuple):
 def prepare_device(compile: str = "auto") -> bool:
     """Set the device up as mlx-lm does and return whether steps are to be compiled: "on", "off", or "auto".
 
-    On a CPU, "auto" also stops mlx-lm from compiling its own small functions, which would take g++ longer than it
+    On CUDA what MLX keeps of freed memory is bounded, which lengths that vary would let grow over the whole device. On
+    a CPU, "auto" also stops mlx-lm from compiling its own small functions, which would take g++ longer than it
     ever saves.
     """
     maybe_set_recommended_wired_limit()
+    if mx.cuda.is_available():
+        mx.set_cache_limit(int(mx.device_info()["total_memory"]) // CACHE_SHARE)
     on_cpu = mx.default_device() == mx.cpu
     if on_cpu and compile != "on":
         mx.disable_compile()
@@ -77,12 +85,13 @@ def open_session(options: Options, checkpoint: Checkpoint | None = None, loaded:
     if checkpoint is None and source is not None and not options.carry_generator:
         anew = init_params(base, config, options.data.seed)["adapters"]["generator"]
         params = {**params, "adapters": {**params["adapters"], "generator": anew}}
+    params = resample_memory(params, options.memory.num_memory_tokens)
     if options.stage in CHOOSING:
         params = add_reasoner(params)
     mx.eval(base.special_embeddings, base.embedding_rms, params)
     encoder = make_encoder(
         loaded.tokenizer, base.layout, options.memory.doc_max_tokens, options.data.max_tokens, options.prompts
-    )
+    )._replace(reads=options.data.reads)
     origin = source.manifest.origin if source else {}
     context = context_of(loaded)
     return Session(base, config, params, loaded.tokenizer, encoder, loaded.fingerprint, origin, context)
@@ -94,15 +103,19 @@ def context_of(loaded: LoadedBase) -> int | None:
 
 
 def check_origin(checkpoint: Checkpoint, loaded: LoadedBase, options: Options) -> None:
-    """Raise ClaraError where a checkpoint's parameters do not fit the base or the options."""
+    """Raise ClaraError where a checkpoint's parameters do not fit the base or the options.
+
+    `pretrain` may go on at another compression rate.
+    """
     if checkpoint.manifest.base != loaded.fingerprint:
         raise ClaraError(
             f"{checkpoint.path}: was trained on another base (fingerprint {checkpoint.manifest.base}) than "
             f"--model {options.model} (fingerprint {loaded.fingerprint}); give the base that it was trained on"
         )
     before = to_options(checkpoint.config, str(checkpoint.path))
+    one, other = (msgspec.structs.replace(memory, compression_rate=1) for memory in (before.memory, options.memory))
     pairs = {
-        "memory": (before.memory, options.memory),
+        "memory": (0, 0) if options.stage == "pretrain" and one == other else (before.memory, options.memory),
         "rank": (before.lora.rank, options.lora.rank),
         "alpha": (before.lora.alpha, options.lora.alpha),
     }
@@ -142,6 +155,10 @@ def to_base(loaded: LoadedBase, options: Options) -> Base:
 
 
 def data_fingerprint(source: str) -> str:
-    """Return 16 hexadecimal digits of the SHA-256 of a data file."""
-    with open(data_path(source), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    """Return 16 hexadecimal digits of the SHA-256 of a data file; of several, with commas between, of their digests."""
+    digests = []
+    for name in source_names(source):
+        with open(data_path(name), "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    whole = digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
+    return whole[:16]

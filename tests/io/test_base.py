@@ -19,6 +19,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from clara.io import base
+from clara.io import base as bases
 from clara.io.base import dequantize_module, fingerprint, load_base, load_base_tokenizer
 from clara.io.errors import ClaraError
 
@@ -126,8 +127,15 @@ def test_on_a_cpu_bfloat16_becomes_float32(tmp_path: Path, on_cpu: None) -> None
     assert dtypes(load_base(str(write_base(tmp_path / "half", module))).module) == {mx.float32}
 
 
-def test_on_a_gpu_a_base_stays_as_stored(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu_a_small_quantised_base_becomes_bfloat16(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mx, "default_device", lambda: "a gpu")
+    loaded = load_base(str(quantized))
+    assert dtypes(loaded.module) == {mx.bfloat16} and "quantization" not in loaded.config
+
+
+def test_on_a_gpu_a_large_base_stays_as_stored(quantized: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: "a gpu")
+    monkeypatch.setattr(bases, "SMALL_BYTES", 100)
     loaded = load_base(str(quantized))
     stored = read_weights(quantized / "model.safetensors")
     for name, array in tree_flatten(loaded.module.parameters()):

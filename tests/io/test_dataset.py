@@ -27,11 +27,12 @@ from clara.io.dataset import (
     distinct_documents,
     epoch_plan,
     evaluation_batches,
+    step_tasks,
     training_batches,
 )
 from clara.io.errors import ClaraError
 from clara.io.examples import Encoder, encode_document, encode_record
-from clara.io.records import Record, read_records
+from clara.io.records import Record, document_records, read_records
 
 MIXED = DataConfig(batch_size=4, length_multiple=16, autoencode_share=0.5, paraphrase_share=0.5, qa_form="turns")
 lengths = st.lists(st.integers(1, 200), min_size=1, max_size=120)
@@ -177,6 +178,28 @@ def test_fewer_records_than_a_batch_make_smaller_batches(encoder: Encoder, recor
     assert [sorted(step.names) for step in steps] == [["r0", "r1", "r2"]] * 2
 
 
+@pytest.mark.parametrize(("accumulate", "processes", "cut"), [(4, 2, 4), (4, 4, 4), (1, 2, 2), (3, 2, 4), (9, 4, 4)])
+def test_processes_share_a_step_and_together_hold_that_of_one(
+    encoder: Encoder, records: list[Record], accumulate: int, processes: int, cut: int
+) -> None:
+    (whole,) = training_batches(records, Feed(encoder, changed(MIXED, accumulate=cut)), 4, 3)
+    feed = Feed(encoder, changed(MIXED, accumulate=accumulate))
+    shares = [content(next(training_batches(records, feed, 4, 3, (i, processes)))) for i in range(processes)]
+    names, tokens, arrays = content(whole)
+    assert all(share[0] == names for share in shares) and sum(share[1] for share in shares) == tokens
+    assert [shares[i % processes][2][i // processes] for i in range(cut)] == arrays
+    assert sum(len(share[2]) for share in shares) == cut
+
+
+def test_processes_share_an_evaluation(encoder: Encoder, records: list[Record]) -> None:
+    feed = Feed(encoder, MIXED)
+    whole = list(evaluation_batches(records, feed, 3))
+    shares = [list(evaluation_batches(records, feed, 3, (i, 2))) for i in range(2)]
+    assert [len(share) for share in shares] == [2, 1]
+    for batch, other in zip(whole, (shares[0][0], shares[1][0], shares[0][1]), strict=True):
+        assert all(mx.array_equal(a, b) for (_, a), (_, b) in zip(leaves(batch), leaves(other), strict=True))
+
+
 def test_the_tokens_of_a_step_are_those_without_padding(encoder: Encoder, records: list[Record]) -> None:
     config = changed(MIXED, autoencode_share=0.0, paraphrase_share=0.0, length_multiple=1, batch_size=1)
     for step in training_batches(records, Feed(encoder, config), 3):
@@ -215,6 +238,68 @@ def test_autoencoding_fades_and_paraphrases_share_the_rest(
     config = DataConfig(autoencode_share=0.6, autoencode_until=until, paraphrase_share=0.25)
     record = Record(docs=["d"], question="q", answer="a", paraphrase="p")
     assert shares(record, config, progress) == pytest.approx(wanted)
+
+
+def test_autoencoding_may_fade_to_a_floor() -> None:
+    config = DataConfig(autoencode_share=0.6, autoencode_until=0.5, autoencode_floor=0.2)
+    record = Record(docs=["d"], question="q", answer="a")
+    for progress, share in ((0.0, 0.6), (0.25, 0.4), (0.5, 0.2), (0.9, 0.2)):
+        assert shares(record, config, progress) == pytest.approx({"autoencode": share, "qa": 1 - share})
+    with pytest.raises(ValueError, match=r"autoencode_floor 0.7 is more than autoencode_share 0.6, which fades to it"):
+        DataConfig(autoencode_share=0.6, autoencode_floor=0.7)
+
+
+@pytest.fixture(scope="module")
+def pool() -> list[Record]:
+    """Return fifty documents to repeat that no record has."""
+    return document_records([Record(id=f"p{i}", docs=[f"Wick {i} {j}." for j in range(5)]) for i in range(10)])
+
+
+def test_a_document_to_repeat_comes_from_the_pool(encoder: Encoder, records: list[Record], pool: list[Record]) -> None:
+    feed = Feed(encoder, changed(MIXED, autoencode_until=0.5, paraphrase_share=0.0), pool=pool)
+    taken = list[str]()
+    for step in range(40):
+        plain = step_tasks(records[:4], feed._replace(pool=()), step, step / 40)
+        chosen = step_tasks(records[:4], feed, step, step / 40)
+        assert [task for _, task in chosen] == [task for _, task in plain], "a pool changes no task"
+        for (record, task), own in zip(chosen, records[:4], strict=True):
+            assert (record in pool) is (task == "autoencode") and (record in pool or record is own)
+            taken += record.docs if task == "autoencode" else []
+    assert 20 < len(taken) < 60 and len(set(taken)) > 15, "drawn from all of it"
+
+
+def test_a_pools_documents_depend_on_seed_step_and_place(
+    encoder: Encoder, records: list[Record], pool: list[Record]
+) -> None:
+    def drawn(seed: int, step: int, count: int) -> list[str | None]:
+        feed = Feed(encoder, changed(MIXED, seed=seed, autoencode_share=1.0), pool=pool)
+        return [record.id for record, _ in step_tasks(records[:count], feed, step, 0.0)]
+
+    assert drawn(0, 3, 8) == drawn(0, 3, 8) != drawn(1, 3, 8) != drawn(0, 4, 8)
+    assert drawn(0, 3, 8)[:5] == drawn(0, 3, 5), "whatever else is in the batch"
+
+
+def test_a_step_learns_the_pools_documents(encoder: Encoder, records: list[Record], pool: list[Record]) -> None:
+    feed = Feed(encoder, changed(MIXED, autoencode_share=1.0), pool=pool)
+    (step,) = training_batches(records, feed, 1)
+    texts = {record.id: record.docs[0] for record in pool}
+    learnt = [encoder.tokenizer.hf.decode(row[:-1]) for row in answers(step.batches[0])]
+    assert learnt == [texts[name] for name in step.names]
+
+
+def test_a_record_whose_own_task_is_to_repeat_keeps_its_document(encoder: Encoder, pool: list[Record]) -> None:
+    own = Record(docs=["Own."], data_type="autoencode")
+    feed = Feed(encoder, DataConfig(autoencode_share=0.0), pool=pool)
+    assert step_tasks([own], feed, 0, 0.0) == [(own, "autoencode")]
+    assert step_tasks([own], feed._replace(stage="instruct", config=MIXED), 0, 0.0) == [(own, "autoencode")]
+
+
+def test_a_document_of_the_pool_that_does_not_fit_is_named(encoder: Encoder, records: list[Record]) -> None:
+    tight = encoder._replace(max_tokens=300, doc_max_tokens=256)
+    config = changed(MIXED, paraphrase_share=0.0)
+    check_records(records, Feed(tight, config, pool=document_records([Record(docs=["d"], id="short")])))
+    with pytest.raises(ClaraError, match=r"^long, document 1: "):
+        check_records(records, Feed(tight, config, pool=document_records([Record(docs=["d", "x" * 500], id="long")])))
 
 
 def test_a_record_without_a_paraphrase_keeps_its_own_task() -> None:

@@ -32,6 +32,7 @@ from clara.io.examples import (
     encode_text_prompt,
     layout_for,
     make_encoder,
+    shortened,
     turns,
 )
 from clara.io.records import Record
@@ -488,3 +489,40 @@ def test_a_shape_of_conversation_is_rendered_once(tokenizer: Tokenizer, monkeypa
     for question in ("one?", "two?", "three?"):
         encode_prompt(encoder, ["d"], question)
     assert len(rendered) == 1
+
+
+def test_documents_are_read_as_text_where_the_encoder_says_so(encoder: Encoder) -> None:
+    reader = encoder._replace(reads="text")
+    record = Record(docs=["A lamp.", "x" * 40], question=["Q?"], answers=["a"])
+    example = encode_record(reader, record, "qa")
+    assert example.documents == (), "nothing is compressed"
+    assert written(reader, example) == (
+        f"<|im_start|>user\nBackground: A lamp.\n\n{'x' * 32}\n\nAnswer briefly from the background.\n"
+        "Question: Q?<|im_end|>\n<|im_start|>assistant\na<|im_end|>"
+    )
+    assert texts(reader, example, INPUT) == ["Q?"], "documents are never cut further"
+    asked = encode_text_prompt(reader, ["A lamp.", "x" * 32], "Q?")
+    assert example.tokens[: len(asked.tokens)] == asked.tokens
+    assert encode_prompt(reader, record.docs, "Q?").tokens == asked.tokens
+
+
+@pytest.mark.parametrize("task", ["paraphrase", "autoencode"])
+def test_text_is_what_every_task_reads(encoder: Encoder, task: str) -> None:
+    record = Record(docs=["A lamp."], data_type=task, paraphrase="Lamp.")
+    example = encode_record(encoder._replace(reads="text"), record, task)
+    assert "A lamp." in written(encoder, example).partition("assistant")[0] and max(example.tokens) < FIRST_SLOT
+
+
+def test_text_that_leaves_no_room_for_the_answer_is_refused(encoder: Encoder) -> None:
+    record = Record(id="r", docs=["x" * 32], question="q", answer="a" * 20)
+    size = len(encode_record(encoder._replace(reads="text"), record, "qa").tokens)
+    assert encode_record(encoder._replace(reads="text", max_tokens=size - 1), record, "qa")
+    with pytest.raises(ClaraError, match=f"^r: .*max_tokens {size - 2}"):
+        encode_record(encoder._replace(reads="text", max_tokens=size - 2), record, "qa")
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"), [("a" * 32, "a" * 32), ("a" * 33, "a" * 32), ("a" * 31 + "é", "a" * 31), ("é" * 40, "é" * 16)]
+)
+def test_a_text_is_shortened_to_whole_characters(encoder: Encoder, text: str, kept: str) -> None:
+    assert shortened(encoder, text) == kept

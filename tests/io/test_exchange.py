@@ -133,6 +133,19 @@ def test_anchored_memory_is_refused(folder: Path, loaded: LoadedBase) -> None:
         written(session, loaded)
 
 
+def test_anchors_of_learned_pooling_are_refused(folder: Path, loaded: LoadedBase) -> None:
+    session = tiny_session(folder, memory={"anchored": True, "anchor_pooling": "learned"})
+    with pytest.raises(ClaraError, match=r"anchored memory cannot be written .* wanted anchored = false"):
+        written(session, loaded)
+
+
+def test_a_reasoner_of_late_relevance_is_refused(folder: Path, loaded: LoadedBase) -> None:
+    late = {"relevance": "late"}
+    with pytest.raises(ClaraError, match=r"relevance late cannot be written .* wanted relevance = flattened"):
+        written(plain_session(folder, stage="end_to_end", retrieval=late), loaded)
+    assert written(plain_session(folder, retrieval=late), loaded).adapters.keys() == {"compressor", "generator"}
+
+
 def test_a_base_with_another_vocabulary_is_refused(folder: Path, loaded: LoadedBase) -> None:
     original = written(plain_session(folder), loaded)
     with pytest.raises(ClaraError, match=r"with its 600 tokens a checkpoint's table is \(607, 64\).* \(266, 32\)"):

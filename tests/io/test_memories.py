@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import mlx.core as mx
 import msgspec
@@ -228,6 +229,23 @@ OTHERS: dict[str, Callable[[Session], Session]] = {
 @pytest.mark.parametrize("change", OTHERS.values(), ids=OTHERS)
 def test_another_compressor_has_another_fingerprint(change: Callable[[Session], Session], session: Session) -> None:
     assert fingerprint(change(session)) != fingerprint(session) == fingerprint(session)
+
+
+def test_the_fingerprint_of_mean_pooling_is_that_of_before_there_was_a_choice(session: Session) -> None:
+    memory = session.config.memory
+    names = ("doc_max_tokens", "compression_rate", "anchored", "anchor_gain", "cuts_suffix")
+    said = ", ".join(f"{name}={getattr(memory, name)!r}" for name in names)
+    assert memory.anchored and repr(memory) == f"MemoryConfig({said}, anchor_pooling='mean')"
+    before = Mock(anchor_pooling="mean", __repr__=lambda _: f"MemoryConfig({said})")
+    old = Mock(memory=before, lora=session.config.lora)
+    assert fingerprint(session._replace(config=old)) == fingerprint(session)
+
+
+def test_learned_pooling_has_a_fingerprint_of_its_own(session: Session) -> None:
+    learned = config_changed(session, "memory", anchor_pooling="learned")
+    queries = [mx.zeros((32,)), mx.ones((32,))]
+    found = [fingerprint(learned._replace(params={**session.params, "anchor_query": query})) for query in queries]
+    assert len({fingerprint(session), *found}) == 3
 
 
 def test_of_a_fingerprint_that_is_not_exact_the_bases_dtype_is_no_part(session: Session) -> None:

@@ -15,7 +15,18 @@ from hypothesis import strategies as st
 
 from clara.core.config import STAGES, Stage
 from clara.io.errors import ClaraError
-from clara.io.records import BUILTIN, Record, check_stage, data_path, fault, read_records, with_candidates
+from clara.io.records import (
+    BUILTIN,
+    Record,
+    check_stage,
+    data_path,
+    document_records,
+    fault,
+    golden,
+    read_records,
+    source_names,
+    with_candidates,
+)
 
 GOOD = {"docs": ["A lamp."], "question": ["What?"], "answers": ["A lamp"]}
 SEEN = [json.dumps(GOOD).encode(), b'{"docs": ["\\ud800"]}', b'{"docs": 3}']
@@ -314,3 +325,50 @@ def test_unknown_positives_stay_unknown() -> None:
     records = [Record(docs=["a", "b"], question="q", answer="a"), Record(docs=["c"], question="q", answer="a")]
     first, second = with_candidates(records, 3, 0)
     assert first.positives == [] and [second.docs[i] for i in second.positives] == ["c"]
+
+
+def test_several_files_are_read_in_order_and_a_bad_one_is_named(tmp_path: Path) -> None:
+    for name, ids in (("a", "xy"), ("b", "z")):
+        lines = [json.dumps({"id": each, "docs": ["d"], "data_type": "autoencode"}) for each in ids]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    source = f"{tmp_path / 'a.jsonl'}, {tmp_path / 'b.jsonl'},sample"
+    assert [record.id for record in read_records(source)][:3] == ["x", "y", "z"]
+    assert len(read_records(source)) == 3 + len(read_records("sample"))
+    (tmp_path / "c.jsonl").write_text("")
+    with pytest.raises(ClaraError, match=r"^[^,]*c\.jsonl: no records"):
+        read_records(f"{tmp_path / 'a.jsonl'},{tmp_path / 'c.jsonl'}")
+    with pytest.raises(ClaraError, match=r"^absent\.jsonl: does not exist"):
+        read_records(f"{tmp_path / 'a.jsonl'},absent.jsonl")
+    with pytest.raises(ClaraError, match="an empty name; wanted one file, or several with commas between"):
+        read_records(f"{tmp_path / 'a.jsonl'},")
+
+
+def test_a_file_whose_name_has_a_comma_is_one(tmp_path: Path) -> None:
+    (tmp_path / "a,b.jsonl").write_text("")
+    assert source_names(str(tmp_path / "a,b.jsonl")) == [str(tmp_path / "a,b.jsonl")]
+    assert source_names("a.jsonl,b.jsonl") == ["a.jsonl", "b.jsonl"]
+
+
+def test_golden_documents_are_those_that_hold_the_answer() -> None:
+    record = Record(id="r", docs=["a", "b", "c"], question="q", answer="x", pos_index=[2, 0])
+    (found,) = golden([record])
+    assert (found.docs, found.positives, found.questions) == (["c", "a"], [0, 1], ["q"])
+    alone = Record(id="s", docs=["a"], question="q", answer="x")
+    assert golden([alone]) == [alone]
+    with pytest.raises(ClaraError, match="record t: 2 documents, but no pos_index; gold_only wants to know"):
+        golden([record, Record(id="t", docs=["a", "b"], question="q", answer="x")])
+
+
+def test_each_distinct_document_becomes_a_record_of_its_own() -> None:
+    records = [
+        Record(id="r", docs=["a", "b"], question="q", answer="x", pos_index=[0]),
+        Record(id="s", docs=["b", "c"], question="q", answer="x", paraphrase="p"),
+    ]
+    found = document_records(records)
+    assert [(each.docs, each.id) for each in found] == [
+        (["a"], "r, document 0"),
+        (["b"], "r, document 1"),
+        (["c"], "s, document 1"),
+    ]
+    assert [fault(each) for each in found] == [None] * 3
+    assert {(each.data_type, each.paraphrase) for each in found} == {("autoencode", None)}

@@ -28,6 +28,8 @@ from clara.shell.answer import (
     no_memory,
     paraphrase,
     rank,
+    read_prompt,
+    text_generator,
     text_prompt,
 )
 from clara.shell.decode import stream
@@ -233,3 +235,21 @@ def test_a_context_too_small_for_anything_is_named(session: Session, count: int)
         memory_prompt(session._replace(context=40), count, "Q?")
     with pytest.raises(ClaraError, match=r"the base reads 40 tokens"):
         text_prompt(session._replace(context=40), ["a text"] * count, "Q?")
+
+
+def test_a_generator_tuned_on_text_answers_from_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    session = tiny_session(tiny_folder(tmp_path), data={"reads": "text"}, loss={"alignment_weight": 0.0})
+    monkeypatch.setattr("clara.shell.answer.compress_texts", None)
+    prompt = encode_prompt(session.encoder, TEXTS[:2], QUESTIONS[1])
+    assert read_prompt(session, TEXTS[:2], QUESTIONS[1]) == (prompt.tokens, 0)
+    model = text_generator(session)
+    wanted = "".join(piece.text for piece in stream(model, session.tokenizer, prompt.tokens, 12))
+    assert "".join(answer(session, TEXTS[:2], QUESTIONS[1], 12)) == wanted
+    assert "".join(answer_chosen(session, TEXTS[:2], QUESTIONS[1], 12)) == wanted
+    others = {"".join(answer(session, [text], QUESTIONS[1], 12)) for text in TEXTS[3:6]}
+    assert len(others) == 3, "it depends on the text"
+    assert "".join(paraphrase(session, TEXTS[3], 12)) != "".join(paraphrase(session, TEXTS[5], 12))
+    assert (
+        memory_prompt(session, 1, "Which?")[5:]
+        and max(memory_prompt(session, 1, "Which?")) > session.base.layout.sep_id
+    )

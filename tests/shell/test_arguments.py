@@ -33,9 +33,17 @@ def read(*argv: str) -> Options:
     return options if checkpoint or "--run" in argv else msgspec.structs.replace(options, run="")
 
 
+BESIDE = {
+    "loss/contrastive_weight": ["--stage", "end_to_end"],
+    "patience": ["--eval-every", "5"],
+    "data/autoencode_floor": ["--autoencode-share", "0.9"],
+}
+"""What has to be given for an option to be changed by itself."""
+
+
 def stage_for(path: str) -> list[str]:
-    """Return the arguments that name the stage in which an option can be changed by itself."""
-    return ["--stage", "end_to_end"] if path == "loss/contrastive_weight" else []
+    """Return the arguments beside which an option can be changed by itself."""
+    return BESIDE.get(path, [])
 
 
 def refusal(*argv: str) -> str:
@@ -227,7 +235,7 @@ def test_resuming_takes_the_options_of_the_run_and_not_of_the_recipe(tmp_path: P
 
 @pytest.mark.parametrize("path", [path for path in PATHS if path not in {"run", "stage"} and path in FREE_ON_RESUME])
 def test_a_resumed_run_may_change_what_is_free(path: str, tmp_path: Path) -> None:
-    options = read()
+    options = read(*stage_for(path))
     checkpoint_of(tmp_path, options)
     value = another(path, options)
     assert value_at(read("--resume", str(tmp_path), *arguments(path, value)), [path]) == value

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 from folders import tiny_folder, write_choices, write_records
 from pdfs import column, write_pdf
-from runs import tiny_run
+from runs import text_run, tiny_run
 
 from clara.io.errors import ClaraError
 from clara.io.evaluation.formats import Question
@@ -37,6 +37,8 @@ METHOD = (
     "The alignment term is the mean squared error of mean memory and mean document state.",
 )
 Run = Callable[..., tuple[int, str, str]]
+ALL = [name for name in SYSTEMS if name != "tuned_text"]
+"""What is asked where there is no generator that was tuned on text."""
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +89,7 @@ def untimed(folder: Path, name: str) -> list[Prediction]:
 
 def test_a_folder_holds_predictions_scores_and_tables(whole: Path) -> None:
     scores = read_scores(whole)
-    assert [each.system for each in scores.systems] == list(SYSTEMS)
+    assert [each.system for each in scores.systems] == ALL
     for each in scores.systems:
         found = untimed(whole, each.system)
         assert [prediction.id for prediction in found] == [f"c{i}" for i in range(7)]
@@ -99,7 +101,7 @@ def test_a_folder_holds_predictions_scores_and_tables(whole: Path) -> None:
     assert text.startswith("# Evaluation on choices.jsonl\n\ncheckpoint ") and text.count("| memory_shuffled ") == 2
     assert "ranking of each question's own candidates" in text
     config = json.loads((whole / "config.json").read_bytes())
-    assert config["systems"] == list(SYSTEMS) and config["questions"] == 7
+    assert config["systems"] == ALL and config["questions"] == 7
 
 
 def test_batches_do_not_change_an_answer(whole: Path, command: Run, tmp_path: Path) -> None:
@@ -228,6 +230,25 @@ def test_the_paper_from_pdf_to_comparison(command: Run, tmp_path: Path) -> None:
     assert "stands for continuous" in " ".join(found["factual-1"].texts).lower()
     assert {len(each.texts) for each in found.values()} == {2}
     assert "keywords" in (tmp_path / "out" / "summary.md").read_text("utf-8")
+
+
+def test_a_generator_tuned_on_text_reads_documents_that_say_otherwise(command: Run, base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "facts.jsonl"
+    lines = [
+        {"id": f"f{i}", "docs": [f"The lamp was lit in {1900 + i}."], "question": "When?", "answer": str(1900 + i)}
+        for i in range(3)
+    ]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = text_run(base, tmp_path / "text")
+    argv = ("--text-checkpoint", text, "--counterfactual", "--systems", "memory,tuned_text,text")
+    status, said, err = command(*argv, "--out", tmp_path / "out", source=data)
+    assert (status, err) == (0, "") and "(tuned_text)" in said
+    assert [each.system for each in read_scores(tmp_path / "out").systems] == ["memory", "text", "tuned_text"]
+    summary = (tmp_path / "out" / "summary.md").read_text("utf-8")
+    assert summary.startswith("# Evaluation on facts.jsonl, counterfactual\n") and "| tuned_text " in summary
+    for each in untimed(tmp_path / "out", "tuned_text"):
+        assert each.id.endswith("#counterfactual") and each.texts == [f"The lamp was lit in {each.golds[0]}."]
+        assert each.seconds == {} and each.positives == [True]
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,10 @@ from folders import tiny_folder, tiny_options, write_choices, write_records
 from mlx.utils import tree_flatten, tree_map
 
 from clara.core.config import Stage
+from clara.core.packing import unpack
 from clara.io.checkpoint import Checkpoint, load_checkpoint
 from clara.io.errors import ClaraError
-from clara.shell.job import Job, current, prepare, read_data, save, with_memories
+from clara.shell.job import Job, current, prepare, read_data, read_pool, save, with_memories
 from clara.shell.options import Options, to_options, to_plain
 from clara.shell.setup import data_fingerprint
 
@@ -50,7 +51,7 @@ def names(job: Job) -> tuple[set[str], set[str]]:
     """Return the names of the trained and the frozen parts of a job's parameters."""
     first, second = (
         {*params.get("adapters", {}), *(name for name in params if name != "adapters")}
-        for params in (job.state.params, job.frozen)
+        for params in (unpack(job.packing, job.state.params), job.frozen)
     )
     return first, second
 
@@ -197,3 +198,48 @@ def test_memories_may_have_a_folder_of_their_own(base: Path, tmp_path: Path) -> 
     options = options_of(base, data, tmp_path / "run", "end_to_end", memories=str(tmp_path / "elsewhere"))
     with_memories(prepare(options, None))
     assert (tmp_path / "elsewhere").is_dir() and not (tmp_path / "run").exists()
+
+
+def test_reading_stages_take_the_documents_that_hold_the_answer_where_they_are_to(base: Path, tmp_path: Path) -> None:
+    choices = write_choices(tmp_path / "choices.jsonl", range(3))
+    for stage, gold_only, count in (("instruct", False, 3), ("instruct", True, 1), ("end_to_end", True, 3)):
+        data = {"data": str(choices), "heldout": str(choices), "gold_only": gold_only}
+        sets = read_data(tiny_options(base, stage=stage, data=data))
+        assert [[len(record.docs) for record in records] for records in sets] == [[count] * 3] * 2, stage
+    data = {"data": str(choices), "heldout": "", "gold_only": True, "candidates": 9}
+    records, _ = read_data(tiny_options(base, data=data))
+    assert [record.docs for record in records] == [
+        [f"Lamp {i + i % 3} burns {'very ' * ((i + i % 3) % 3)}red."] for i in range(3)
+    ]
+
+
+def pooled(base: Path, data: Path, pool: Path, **more: Any) -> Options:
+    """Return options of a run that repeats the documents of a pool."""
+    settings = {"data": str(data), "batch_size": 2, "max_tokens": 512, "autoencode_data": str(pool)}
+    return tiny_options(base, steps=4, data={"autoencode_share": 0.5, **settings, **more}, run=str(data.parent / "run"))
+
+
+def test_documents_to_repeat_are_read_where_some_are_repeated(base: Path, data: Path, tmp_path: Path) -> None:
+    pool = write_choices(tmp_path / "pool.jsonl", range(4))
+    job = prepare(pooled(base, data, pool), None)
+    lamps = [f"Lamp {i} burns {'very ' * (i % 3)}red." for i in range(6)]
+    assert [record.docs for record in job.feed.pool] == [[text] for text in sorted(lamps, key=len)]
+    assert job.data == f"{data_fingerprint(str(data))}-{data_fingerprint(str(pool))}"
+    assert read_pool(pooled(base, data, pool, autoencode_share=0.0)) == []
+    without = prepare(pooled(base, data, pool, autoencode_data=""), None)
+    assert (without.data, without.feed.pool) == (data_fingerprint(str(data)), [])
+
+
+def test_other_documents_to_repeat_are_refused_on_resume(base: Path, data: Path, tmp_path: Path) -> None:
+    pool = write_choices(tmp_path / "pool.jsonl", range(4))
+    job = prepare(pooled(base, data, pool), None)._replace(folder=tmp_path / "run")
+    checkpoint = load_checkpoint(save(job, job.state))
+    write_choices(pool, range(5))
+    with pytest.raises(ClaraError, match=r"data\.jsonl and .*pool\.jsonl: not the data that this run was started with"):
+        prepare(job.options, checkpoint)
+
+
+def test_several_files_have_one_fingerprint_of_all(tmp_path: Path) -> None:
+    first, second = write_records(tmp_path / "a.jsonl", range(2)), write_records(tmp_path / "b.jsonl", range(3))
+    found = {data_fingerprint(f"{one},{two}") for one in (first, second) for two in (first, second)}
+    assert len(found | {data_fingerprint(str(first)), data_fingerprint(str(second))}) == 6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import pytest
@@ -16,7 +17,7 @@ from clara.io.dataset import DataConfig, Feed, StepBatch, evaluation_batches
 from clara.io.errors import ClaraError
 from clara.io.examples import encode_record
 from clara.io.records import Record, read_records
-from clara.shell.loop import evaluate, training_steps
+from clara.shell.loop import evaluate, score_answers, training_steps
 from clara.shell.setup import Session
 
 WEIGHTS = {"next_token": 1.0, "alignment": 0.1, "contrastive": 0.0}
@@ -128,6 +129,27 @@ def test_means_are_sums_over_all_batches_divided_once() -> None:
             "alignment": (1 + 4 + 9 + 100) / 8,
         }
     )
+
+
+def test_means_of_several_processes_are_those_of_one() -> None:
+    params, batches = {"w": mx.array(2.0)}, [small_batch([1, 2, 3]), small_batch([10]), small_batch([4, 7])]
+    own: list[Any] = []
+    for share in (batches[::2], batches[1::2], []):
+        evaluate(count_tokens, params, share, WEIGHTS, lambda totals: [own.append(totals) or {}])
+    means = evaluate(count_tokens, params, [], WEIGHTS, lambda nothing: [*own, nothing])
+    assert means == pytest.approx(evaluate(count_tokens, params, batches, WEIGHTS))
+    assert len(own) == 3 and means.keys() == {"loss", "next_token", "other_memory", "alignment"}
+
+
+def test_scores_of_several_processes_are_those_of_one(records: list[Record]) -> None:
+    def reply(record: Record) -> str:
+        return record.replies[0] if record.id in ("r1", "r4") else "blue"
+
+    rows: list[Any] = []
+    for share in (records[::2], records[1::2]):
+        score_answers(share, reply, lambda own: [rows.append(own) or []])
+    found = score_answers([], reply, lambda own: [*rows, own])
+    assert found == score_answers(records, reply) and found["exact_match"] == pytest.approx(2 / 7)
 
 
 def test_without_a_next_token_loss_there_is_no_other_memory() -> None:

@@ -18,9 +18,9 @@ from clara.io.records import Record
 from clara.io.retention import Best, checkpoints, mark_best, read_best, step_of
 from clara.io.runlog import METRICS, append_event, read_events
 from clara.shell.answer import answer
-from clara.shell.job import Job, prepare
+from clara.shell.job import Job, current, prepare
 from clara.shell.loop import Step
-from clara.shell.monitor import draw, keep_best, measure, record_step, reply, show
+from clara.shell.monitor import draw, keep_best, measure, out_of_patience, record_step, reply, show
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -194,3 +194,55 @@ def test_sample_questions_are_asked_in_turn(job: Job, capsys: pytest.CaptureFixt
 def test_only_questions_are_asked(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     show(job._replace(heldout=[Record(docs=["a"], data_type="autoencode", question="Which?")]), job.state)
     assert capsys.readouterr().out == ""
+
+
+def events_of(metric: str, *values: float) -> list[dict[str, Any]]:
+    """Return the log of a run with an evaluation before the first step and after every second one."""
+    held = [{"event": "heldout", "step": 2 * i, metric: value} for i, value in enumerate(values)]
+    return [{"event": "step", "step": 1, metric: 0.0}, *held, {"event": "heldout", "step": 2, "other": 1.0}]
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "patience"),
+    [
+        ("loss", (1.0,), 9),
+        ("loss", (1.0, 5.0), 9),
+        ("loss", (1.0, 5.0, 4.0, 3.0), 9),
+        ("loss", (1.0, 5.0, 4.0, 4.0), 1),
+        ("loss", (1.0, 5.0, 4.0, 4.5, 6.0), 2),
+        ("loss", (1.0, 5.0, 4.0, 4.5, 3.0), 9),
+        ("mrr", (0.9, 0.1, 0.3, 0.2, 0.3, 0.1), 3),
+    ],
+)
+def test_patience_ends_after_so_many_evaluations_without_a_better_one(
+    metric: str, values: tuple[float, ...], patience: int, job: Job
+) -> None:
+    events = events_of(metric, *values)
+    for count in range(1, 9):
+        options = changed(job, patience=count, keep_best=metric, eval_every=2).options
+        assert out_of_patience(options, events) is (count <= patience < 9), count
+    assert not out_of_patience(changed(job, keep_best=metric).options, events)
+
+
+def test_patience_has_nothing_to_count_without_the_metric(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
+    measure(changed(job, patience=3, keep_best="mrr", eval_every=2), at(job, 0), lambda *told: None)
+    assert "patience 3 never ends the run, for want of that metric" in capsys.readouterr().out
+    options = changed(job, patience=1, keep_best="mrr", eval_every=2).options
+    assert not out_of_patience(options, events_of("loss", 1.0, 2.0, 3.0, 4.0))
+
+
+def test_a_generator_tuned_on_text_is_measured_and_shown_on_text(
+    tmp_path: Path, prepared: dict[str, Job], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = prepared["pretrain"].options
+    sections = {"eval_generate": 1, "show": 1, "loss": {"alignment_weight": 0.0}}
+    data = {"data": before.data.data, "heldout": before.data.heldout, "batch_size": 2, "max_tokens": 512}
+    options = tiny_options(Path(before.model), stage="instruct", data=data | {"reads": "text"}, **sections)
+    job = prepare(options, None)._replace(folder=tmp_path)
+    monkeypatch.setattr("clara.shell.answer.compress_texts", None)
+    means = measure(job, at(job, 3), lambda *told: None)
+    assert {"loss", "next_token", "token_f1"} <= set(means) and "other_memory" not in means
+    show(job, job.state)
+    asked = job.heldout[0]
+    said = "".join(answer(current(job, job.state), asked.docs, asked.questions[0]))
+    assert f"answer    {said.strip()}" in capsys.readouterr().out

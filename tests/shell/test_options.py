@@ -105,6 +105,13 @@ def test_every_stage_has_defaults_that_are_valid(stage: Stage) -> None:
     assert merge(to_plain(options), stage_defaults(stage)) == to_plain(options)
 
 
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_not_of_the_paper_is_off_by_default(stage: Stage) -> None:
+    options = to_options(stage_defaults(stage))
+    assert (options.memory.anchored, options.memory.anchor_pooling) == (False, "mean")
+    assert (options.retrieval.relevance, options.retrieval.in_batch_negatives) == ("flattened", False)
+
+
 def test_the_stages_have_the_settings_of_the_papers_table() -> None:
     found = {stage: to_options(stage_defaults(stage)) for stage in STAGES}
     weights = {stage: tuple(options.loss.weights.values()) for stage, options in found.items()}
@@ -125,6 +132,18 @@ def test_the_stages_have_the_settings_of_the_papers_table() -> None:
         ({"loss": {"contrastive_weight": 1}}, ["contrastive_weight 1.0", "stage pretrain has no candidates"]),
         ({"stage": "retrieval"}, ["next_token_weight 1.0", "stage retrieval asks no generator"]),
         ({"stage": "end_to_end"}, ["alignment_weight 0.1", "frozen compressor", "train_compressor"]),
+        ({"memory": {"anchor_pooling": "learned"}}, ["anchor_pooling learned", "no anchors", "wanted anchored"]),
+        ({"memory": {"anchor_pooling": "most"}}, ["'most'", "$.memory.anchor_pooling"]),
+        ({"data": {"reads": "text"}}, ["alignment_weight 0.1", "no memory to align", "wanted 0"]),
+        (
+            {"stage": "end_to_end", "loss": {"alignment_weight": 0}, "data": {"reads": "text"}},
+            ["stage end_to_end choo"],
+        ),
+        ({"patience": 2}, ["patience 2", "wanted held-out data, eval_every and keep_best"]),
+        ({"patience": 2, "eval_every": 5, "keep_best": ""}, ["patience 2"]),
+        ({"patience": 2, "eval_every": 5, "data": {"heldout": ""}}, ["patience 2"]),
+        ({"data": {"autoencode_floor": 0.5}}, ["autoencode_floor 0.5", "must not be larger"]),
+        ({"retrieval": {"relevance": "early"}}, ["'early'", "$.retrieval.relevance"]),
     ],
 )
 def test_what_a_stage_cannot_learn_is_refused(layers: dict[str, Any], said: list[str]) -> None:
@@ -173,3 +192,7 @@ def test_a_json_file_is_read_like_a_toml_file(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text("steps = 7\n[memory]\nanchored = false\n")
     (tmp_path / "own.json").write_text(json.dumps({"steps": 7, "memory": {"anchored": False}}))
     assert read_config(str(tmp_path / "own.toml")) == read_config(str(tmp_path / "own.json"))
+
+
+def test_patience_is_taken_where_there_is_something_to_count_by() -> None:
+    assert to_options({"patience": 2, "eval_every": 5}).patience == 2

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 from stores import lamp, tiny_store
 
 from clara.core.search import fused
+from clara.core.select import relevance_scores
 from clara.io.memory_store.search import memories_of, search_memory, search_text
 from clara.io.memory_store.store import Store, opened_store
 from clara.shell.answer import compress_questions, compress_texts
@@ -74,6 +76,20 @@ def test_the_reasoner_puts_candidates_in_the_order_of_their_cosines(place: Place
         assert found.scores == pytest.approx([cosine(query, memory) for memory in found.memory], abs=1e-4)
         assert found.scores == sorted(found.scores, reverse=True)
         assert len(found.passages) == 4
+
+
+@pytest.mark.parametrize("stage", ["bm25", "memory", "both"])
+@pytest.mark.parametrize("rerank", [True, False])
+def test_a_model_of_late_relevance_searches_and_chooses_by_it(place: Place, stage: str, rerank: bool) -> None:
+    session, store = place
+    how = msgspec.structs.replace(session.config.retrieval, relevance="late")
+    late = session._replace(config=msgspec.structs.replace(session.config, retrieval=how))
+    (found,) = retrieve(late, store, QUESTIONS[1:2], Search(stage, 10, 4, rerank))  # type: ignore[arg-type]
+    scores = relevance_scores(compress_questions(session, QUESTIONS[1:2]), found.memory[None], "late")[0]
+    expected = {"memory": True, "bm25": rerank, "both": rerank}[stage]
+    assert (found.scores == pytest.approx(scores.tolist(), abs=1e-5)) == expected
+    (other,) = retrieve(session, store, QUESTIONS[1:2], Search(stage, 10, 4, rerank))  # type: ignore[arg-type]
+    assert (other.scores == pytest.approx(scores.tolist(), abs=1e-5)) is False
 
 
 def test_the_reasoner_chooses_among_candidates_alone(place: Place) -> None:

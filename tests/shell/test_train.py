@@ -30,7 +30,7 @@ from clara.io.dataset import Feed, training_batches
 from clara.io.files import locked
 from clara.io.records import read_records
 from clara.io.retention import checkpoints, read_best
-from clara.io.runlog import read_events
+from clara.io.runlog import append_event, read_events
 from clara.shell import job as jobs
 from clara.shell import train
 from clara.shell.answer import answer
@@ -463,8 +463,8 @@ def test_what_cannot_be_run_is_said_in_one_line(more: list[str], said: str, plac
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def poisoned(*arguments: Any) -> Any:
-        step = make_train_step(*arguments)
+    def poisoned(*arguments: Any, **more: Any) -> Any:
+        step = make_train_step(*arguments, **more)
         calls: list[int] = []
 
         def train_step(params: Any, batch: Any) -> Any:
@@ -849,3 +849,84 @@ def test_reporters_are_told_every_step_and_evaluation_and_where_a_resumed_run_be
     ]
     events = [event for event in read_events(run / "metrics.jsonl") if event["step"] > 3 and event["event"] == "step"]
     assert [values["loss"] for _, group, values in told if group == "training"] == [e["loss"] for e in events]
+
+
+WORSE = {0: 1.0, 1: 5.0, 2: 3.0, 3: 4.0, 4: 3.5, 5: 3.2, 6: 3.1}
+"""A held-out loss that is best after step 2."""
+
+
+def worsening(job: jobs.Job, state: Any, _: Any) -> dict[str, float]:
+    """Log an evaluation as `measure` does, of a loss that is made up, and return it."""
+    step = int(state.step)
+    append_event(job.folder / "metrics.jsonl", {"event": "heldout", "step": step, "loss": WORSE[step]})
+    return {"loss": WORSE[step]}
+
+
+PATIENT = ("--eval-every", "1", "--save-every", "0", "--keep", "1", "--keep-best", "loss", "--patience", "2")
+
+
+def test_a_run_without_patience_left_ends_as_if_its_steps_were_done(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "measure", worsening)
+    run = tmp_path / "run"
+    ran = command(*place.arguments(run, *PATIENT))
+    said = "ended after step 4: 2 held-out evaluations in a row brought no better loss; give a larger --patience"
+    assert ran.status == 0 and said in ran.out and f"run folder: {run}" in ran.out
+    assert [step for step, _ in losses(run)] == [1, 2, 3, 4]
+    assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-000002", "step-000004"]
+    assert read_events(run / "metrics.jsonl")[-1] == {"event": "finished", "step": 4}
+    again = command("--resume", str(run))
+    assert again.status == 1 and f"{run}: {said} to go on" in again.err
+    assert command("--resume", str(run), "--patience", "9").status == 0
+    assert [step for step, _ in losses(run)] == [1, 2, 3, 4, 5, 6]
+    assert "has done all 6 steps" in command("--resume", str(run)).err
+
+
+def test_a_run_that_was_killed_when_its_patience_ended_ends_there_too(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "measure", worsening)
+    run = tmp_path / "run"
+    command(*place.arguments(run, *PATIENT))
+    log = run / "metrics.jsonl"
+    log.write_text("".join(line for line in log.read_text().splitlines(keepends=True) if "finished" not in line))
+    ran = command("--resume", str(run))
+    assert ran.status == 0 and "ended after step 4" in ran.out
+    assert [step for step, _ in losses(run)] == [1, 2, 3, 4]
+
+
+def test_a_generator_is_tuned_on_text_alone(place: Place, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ran = command(*place.arguments(run, "--reads", "text", "--alignment-weight", "0", "--show", "1"))
+    assert ran.status == 0 and "text      of up to 32 tokens\n" in ran.out and "other" not in ran.out, ran.err
+    assert all("other_memory" not in each for each in read_events(run / "metrics.jsonl"))
+    trained = {name.split("/")[1] for name in saved(run) if name.startswith("optimizer/") and "generator" in name}
+    assert trained and not [name for name in saved(run) if name.startswith("optimizer/") and "compressor" in name]
+    first, last = saved(run, 3), saved(run, 6)
+    changed = {name for name in first if name.startswith("adapters/") and first[name] != last[name]}
+    assert changed and all("generator" in name for name in changed)
+
+
+def test_a_run_on_text_goes_on_bit_for_bit(place: Place, tmp_path: Path) -> None:
+    more = ("--reads", "text", "--alignment-weight", "0")
+    assert command(*place.arguments(tmp_path / "whole", *more)).status == 0
+    run = copy_until(tmp_path / "whole", tmp_path / "run", 3)
+    assert command("--resume", str(run)).status == 0
+    assert_same_end(run, tmp_path / "whole")
+
+
+def test_several_files_and_further_documents_are_trained_on_and_gone_on_with(place: Place, tmp_path: Path) -> None:
+    pool = write_records(tmp_path / "pool.jsonl", range(30, 50))
+    more = ("--data", f"{place.data},{place.heldout}", "--autoencode-data", str(pool), "--autoencode-floor", "0.4")
+    ran = command(*place.arguments(tmp_path / "whole", *more))
+    assert ran.status == 0 and "on 11 records of " in ran.out, ran.err
+    run = copy_until(tmp_path / "whole", tmp_path / "run", 3)
+    assert command("--resume", str(run)).status == 0
+    assert_same_end(run, tmp_path / "whole")
+
+
+def test_a_missing_file_of_several_is_named(place: Place, tmp_path: Path) -> None:
+    for more in (("--data", f"{place.data},absent.jsonl"), ("--autoencode-data", "absent.jsonl")):
+        ran = command(*place.arguments(tmp_path / "run", *more))
+        assert ran.status == 1 and "absent.jsonl: does not exist" in ran.err

@@ -49,6 +49,10 @@ class Facts(Struct, frozen=True, kw_only=True):
     top_k: int = 0
     max_tokens: int = 0
     paraphrases: bool = False
+    counterfactual: bool = False
+    """Whether the documents were made to say otherwise, by the seed."""
+    not_rewritten: int = 0
+    """Questions that were left out since that was not possible."""
     checkpoint: str = ""
     model: str = ""
     """The base."""
@@ -159,5 +163,6 @@ def read_facts(path: Path) -> Facts:
 def asked(evaluation: Evaluation) -> tuple[str | int, ...]:
     """Return what has to be equal in evaluations for their numbers to be of one kind: questions, sources, base."""
     facts = evaluation.facts
-    questions = facts.data_fingerprint or facts.data, facts.limit, facts.seed if facts.limit else 0, facts.paraphrases
+    seed = facts.seed if facts.limit or facts.counterfactual else 0
+    questions = facts.data_fingerprint or facts.data, facts.limit, seed, facts.paraphrases, facts.counterfactual
     return *questions, facts.corpus_fingerprint or facts.corpus, facts.top_k, facts.max_tokens, facts.model

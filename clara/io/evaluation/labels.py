@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from clara.io.evaluation.predictions import Interval
 from clara.io.evaluation.systems import SYSTEMS
@@ -22,6 +23,8 @@ RANKING = (
     "positives do not count"
 )
 """What recall, precision and MRR are measured on."""
+COUNTERFACTUAL = "counterfactual: in the documents another question's answer stands for the right one, and is wanted"
+"""What is said where the documents of an evaluation were rewritten."""
 STAND_IN = "no reasoner was trained; the compressor reads the question in its place"
 
 
@@ -72,3 +75,31 @@ def counted(counts: Sequence[int], what: str = "questions") -> str:
 def cut_text(cut: int, documents: int, tokens: int) -> str:
     """Return how many documents a memory holds the beginning of only: 3 of 40 documents were cut to 256 tokens."""
     return f"{cut:,} of {documents:,} documents were cut to {tokens:,} tokens for memory, not for text"
+
+
+def heading(config: Mapping[str, Any]) -> list[str]:
+    """Return the lines that say what is measured, on what."""
+    left_out = f"; {config['left_out']:,} without an answer left out" if config["left_out"] else ""
+    lines = [
+        f"checkpoint {config['checkpoint']}: stage {config['stage']}, step {config['step']:,}, on {config['model']}",
+        f"memory {config['num_memory_tokens']} vectors for up to {config['doc_max_tokens']} tokens of a document, "
+        f"{config['compression_rate']} to 1",
+        f"data {config['data']}: {config['questions']:,} questions in format {config['format']}{left_out}",
+        f"device {config['device']}, seed {config['seed']}, answers of up to {config['max_tokens']} tokens",
+    ]
+    if config["counterfactual"]:
+        lines.append(f"{COUNTERFACTUAL}; {config['not_rewritten']:,} questions where that is not possible left out")
+    if "text_checkpoint" in config:
+        lines.append(
+            f"text checkpoint {config['text_checkpoint']}: step {config['text_step']:,}, reads up to "
+            f"{config['text_doc_max_tokens']} tokens of a document (tuned_text)"
+        )
+    if config["passages"]:
+        lines.append(
+            f"corpus {config['corpus']}: {config['passages']:,} passages, of which {config['top_k']} are chosen"
+        )
+    if config["documents_cut"]:
+        lines.append(cut_text(config["documents_cut"], config["documents"], config["doc_max_tokens"]))
+    if "memory_retrieved" in config["systems"] and not config["reasoner"]:
+        lines.append(f"note: {STAND_IN} (memory_retrieved)")
+    return lines

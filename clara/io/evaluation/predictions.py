@@ -30,7 +30,7 @@ class Prediction(Struct, frozen=True, kw_only=True):
     texts: list[str] = []
     """The beginning of each of them."""
     scores: list[float] = []
-    """Relevance score of each: cosine, BM25 or TF-IDF; empty where they were not chosen by score."""
+    """Relevance score of each: the reasoner's, BM25 or TF-IDF; empty where they were not chosen by score."""
     positives: list[bool] = []
     """Whether each holds the answer; empty where that is not known."""
     candidates: int = 0

@@ -16,12 +16,14 @@ class System(NamedTuple):
 
     about: str
     tuned: bool
-    """Whether the trained generator answers, from memories; otherwise the base does, from texts."""
+    """Whether the trained generator answers, from memories; otherwise texts are read."""
     reads: Literal["known", "other", "candidates", "tfidf", "bm25", "nothing"]
     """The documents that are known to hold the answer, those of another question, the best of the question's
     candidates by the reasoner (of a corpus where it has none), the best of a corpus by words, or none."""
     style: int
     """Its place in the palette, the same in every figure."""
+    tuned_on_text: bool = False
+    """Whether texts are read by a generator that was trained on texts; otherwise by the base."""
 
 
 SYSTEMS = {
@@ -31,6 +33,9 @@ SYSTEMS = {
     ),
     "memory_tfidf": System("compressed passages that TF-IDF finds", True, "tfidf", 8),
     "text": System("the base with the documents' text", False, "known", 1),
+    "tuned_text": System(
+        "the generator of --text-checkpoint with the documents' text, as it was trained", False, "known", 9, True
+    ),
     "text_tfidf": System("the base with the text of passages that TF-IDF finds", False, "tfidf", 7),
     "text_bm25": System("the base with the text of passages that BM25 finds", False, "bm25", 4),
     "tuned_closed_book": System("the trained generator without a document", True, "nothing", 5),

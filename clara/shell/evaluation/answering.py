@@ -12,10 +12,19 @@ from clara.core.scoring import answer_scores
 from clara.io.evaluation.formats import Question
 from clara.io.evaluation.predictions import Prediction
 from clara.io.evaluation.systems import SYSTEMS, System
+from clara.io.examples import shortened
 from clara.io.tokens import encode
-from clara.shell.answer import Asked, answer_batch, text_prompt
+from clara.shell.answer import Asked, answer_batch, text_generator, text_prompt
 from clara.shell.decode import Reply, decode_batch
-from clara.shell.evaluation.choosing import Bench, Choice, choose, memory_of, own_candidates, ranking_of
+from clara.shell.evaluation.choosing import (
+    Bench,
+    Choice,
+    choose,
+    memory_of,
+    own_candidates,
+    ranking_of,
+    session_for,
+)
 from clara.shell.setup import Session
 
 SHOWN, NAMED, TITLE = 300, 60, 80
@@ -25,7 +34,7 @@ SHOWN, NAMED, TITLE = 300, 60, 80
 def answered(bench: Bench, name: str, questions: Sequence[Question]) -> list[Prediction]:
     """Return a system's predictions for questions of one task, computed together."""
     system = SYSTEMS[name]
-    session, room = wording(bench, questions[0])
+    session, room = wording(bench, system, questions[0])
     begun = time.perf_counter()
     choices = choose(bench, system, questions)
     retrieve = (time.perf_counter() - begun) / len(questions) if choices[0].candidates else 0.0
@@ -34,18 +43,26 @@ def answered(bench: Bench, name: str, questions: Sequence[Question]) -> list[Pre
     if system.tuned:
         replies = answer_batch(session, [Asked(q.text, memory_of(bench, c.documents)) for q, c in pairs], room)
     else:
-        prompts = [text_prompt(session, c.documents, q.text, room) for q, c in pairs]
+        prompts = [text_prompt(session, read_of(session, system, c), q.text, room) for q, c in pairs]
         cuts = [cut for _, cut in prompts]
-        replies = decode_batch(session.base.module, session.tokenizer, [tokens for tokens, _ in prompts], room)
+        model = text_generator(session) if system.tuned_on_text else session.base.module
+        replies = decode_batch(model, session.tokenizer, [tokens for tokens, _ in prompts], room)
     return [
-        predicted(bench, name, question, held(session, choice, cut), reply, retrieve)
+        predicted(bench, name, question, held(session, choice, read_of(session, system, choice), cut), reply, retrieve)
         for (question, choice), cut, reply in zip(pairs, cuts, replies, strict=True)
     ]
 
 
-def wording(bench: Bench, question: Question) -> tuple[Session, int]:
-    """Return the session that asks a question of its task, and the room for the answer in tokens."""
-    session, room = bench.session, bench.max_tokens
+def read_of(session: Session, system: System, choice: Choice) -> Sequence[str]:
+    """Return what a system that reads texts is given of its documents: all, or as much as it was trained on."""
+    if not system.tuned_on_text:
+        return choice.documents
+    return [shortened(session.encoder, text) for text in choice.documents]
+
+
+def wording(bench: Bench, system: System, question: Question) -> tuple[Session, int]:
+    """Return the session that asks a question of its task for a system, and the room for the answer in tokens."""
+    session, room = session_for(bench, system), bench.max_tokens
     if question.task == "qa":
         return session, room
     prompts = session.encoder.prompts
@@ -54,10 +71,13 @@ def wording(bench: Bench, question: Question) -> tuple[Session, int]:
     return session._replace(encoder=encoder), max(room, session.config.memory.doc_max_tokens)
 
 
-def held(session: Session, choice: Choice, cut: int) -> Choice:
-    """Return a choice without the last documents that a prompt holds nothing of; cut: tokens that it lacks."""
-    kept = len(choice.documents)
-    while cut and kept and cut >= (size := len(encode(session.tokenizer, choice.documents[kept - 1]))):
+def held(session: Session, choice: Choice, texts: Sequence[str], cut: int) -> Choice:
+    """Return a choice without the last documents that a prompt holds nothing of.
+
+    texts: what the prompt was to hold of each document; cut: how many tokens of that it lacks.
+    """
+    kept = len(texts)
+    while cut and kept and cut >= (size := len(encode(session.tokenizer, texts[kept - 1]))):
         # Two line breaks stand before each document but the first.
         cut, kept = max(cut - size - len(encode(session.tokenizer, "\n\n")), 0), kept - 1
     return choice._replace(documents=choice.documents[:kept], scores=choice.scores[:kept])

@@ -49,6 +49,8 @@ class Bench(NamedTuple):
     max_tokens: int
     compressed: Compressed | None = None
     """None until documents are compressed."""
+    text_session: Session | None = None
+    """Of the generator that was trained on texts; None where no system asks it."""
 
 
 class Choice(NamedTuple):
@@ -69,6 +71,14 @@ def index_words(corpus: Sequence[str], questions: Iterable[Question]) -> Words:
     texts = list(dict.fromkeys([*corpus, *(text for question in questions for text in question.documents)]))
     whole = searched if len(texts) == len(corpus) else build_index(texts)
     return Words(searched, whole, {text: i for i, text in enumerate(texts)})
+
+
+def session_for(bench: Bench, system: System) -> Session:
+    """Return the session of the model that answers for a system."""
+    if not system.tuned_on_text:
+        return bench.session
+    assert bench.text_session is not None, "a system that was tuned on text has a checkpoint of its own"
+    return bench.text_session
 
 
 def own_candidates(question: Question) -> tuple[str, ...]:
@@ -125,13 +135,14 @@ def by_words(bench: Bench, question: Question, reads: str) -> Choice:
 def by_memory(bench: Bench, questions: Sequence[Question]) -> list[Choice]:
     """Return the candidates of each question that the reasoner scores highest."""
     queries = compress_questions(bench.session, [question.text for question in questions])
+    how = bench.session.config.retrieval.relevance
     found = []
     for i, question in enumerate(questions):
         candidates = candidates_of(bench, question)
         scores = list[float]()
         for begin in range(0, len(candidates), BLOCK):
             memory = memory_of(bench, candidates[begin : begin + BLOCK])
-            scores += np.array(relevance_scores(queries[i : i + 1], memory[None])[0]).tolist()
+            scores += np.array(relevance_scores(queries[i : i + 1], memory[None], how)[0]).tolist()
         order = tuple(sorted(range(len(scores)), key=lambda at: -scores[at]))
         chosen = order[: bench.top_k]
         documents, values = tuple(candidates[at] for at in chosen), tuple(scores[at] for at in chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -18,25 +18,28 @@ from clara.io.corpus.cutting import cut
 from clara.io.corpus.passages import read_passages
 from clara.io.corpus.pdf import read_pdf
 from clara.io.errors import ClaraError
+from clara.io.evaluation.counterfactual import counterfactual
 from clara.io.evaluation.evaluations import read_config
 from clara.io.evaluation.formats import FORMATS, Question
-from clara.io.evaluation.labels import STAND_IN, cut_text
 from clara.io.evaluation.predictions import CONFIG
 from clara.io.evaluation.questions import PAPER, QuestionSet, read_questions
 from clara.io.evaluation.systems import SYSTEMS, other_documents, serves
 from clara.io.files import write_atomic
-from clara.shell.answer import MAX_TOKENS, has_reasoner, memory_prompt, text_prompt
-from clara.shell.evaluation.answering import wording
-from clara.shell.evaluation.choosing import WORDS, Bench, candidates_of, index_words
+from clara.shell.answer import MAX_TOKENS, has_reasoner
+from clara.shell.evaluation.choosing import WORDS, Bench, index_words
 from clara.shell.evaluation.documents import cut_documents
+from clara.shell.evaluation.reader import open_reader, require_memory, text_checkpoint, text_facts
+from clara.shell.evaluation.room import require_room
 from clara.shell.options import Options, to_options
 from clara.shell.retrieve import default_search
 from clara.shell.setup import data_fingerprint
 from clara.shell.stores import session_of
 
-FREE = ("checkpoint", "model", "data", "corpus", "systems")
+FREE = ("checkpoint", "text_checkpoint", "model", "data", "corpus", "systems")
 """Fields of a configuration that may differ where an evaluation goes on: names of what has a fingerprint, and systems,
 which are apart from one another."""
+ABSENT = {"counterfactual": False, "not_rewritten": 0}
+"""What a configuration means that was written before it had these fields."""
 
 
 class EvaluateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -45,9 +48,16 @@ class EvaluateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     checkpoint: Annotated[str, Meta(description="Run or checkpoint that is measured.")]
     data: Annotated[str, Meta(description="Questions: a file, or the built-in sample-heldout.")] = ""
     paper: Annotated[str, Meta(description="PDF of the CLaRa paper: ask the built-in questions about it.")] = ""
+    text_checkpoint: Annotated[
+        str, Meta(description="Run that was trained with data.reads text, on the same base, for the system tuned_text.")
+    ] = ""
     systems: Annotated[
         str, Meta(description=f"Systems, with commas between: {', '.join(SYSTEMS)}; all that the data can serve.")
     ] = "all"
+    counterfactual: Annotated[
+        bool,
+        Meta(description="Have the documents say otherwise: another question's answer stands for the right one."),
+    ] = False
     out: Annotated[str, Meta(description="Folder of the evaluation; empty for one in the run's folder.")] = ""
     limit: Annotated[int, Meta(ge=0, description="Questions, drawn by the seed; 0 for all.")] = 0
     top_k: Annotated[int, Meta(ge=0, description="Documents that a system chooses; 0 for as many as in training.")] = 0
@@ -86,20 +96,43 @@ def plan_of(options: EvaluateOptions) -> Plan:
     for problem in problems:
         print(f"skipped a damaged checkpoint: {problem}")
     trained = to_options(checkpoint.config, str(checkpoint.path))
-    found = read_questions(options.data or PAPER, options.format, options.paraphrases)
+    require_memory(checkpoint)
+    text = text_checkpoint(options.text_checkpoint, checkpoint.manifest.base) if options.text_checkpoint else None
+    found, dropped = questions_of(options)
     corpus = corpus_of(options, found, trained)
     questions = drawn(found.questions, options.limit, options.seed)
-    systems = systems_of(options.systems, questions, corpus)
+    systems = systems_of(options.systems, questions, corpus, text is not None)
     others = others_of(options, questions) if "memory_shuffled" in systems else None
     systems = [name for name in systems if others is not None or name != "memory_shuffled"]
     session = session_of(checkpoint, options.model)
     words = index_words(corpus, questions) if any(SYSTEMS[name].reads in WORDS for name in systems) else None
     top_k = options.top_k or default_search(session).top_k
-    bench = Bench(session, corpus, words, others or {}, top_k, options.max_tokens)
+    reader = open_reader(text, session, options.model) if text else None
+    bench = Bench(session, corpus, words, others or {}, top_k, options.max_tokens, text_session=reader)
     require_room(bench, questions, systems)
-    out = Path(options.out or default_folder(checkpoint, options.data or options.paper)).expanduser()
-    plan = Plan(options, bench, questions, systems, out, config_of(options, bench, found, questions, checkpoint))
+    out = Path(options.out or default_folder(checkpoint, options)).expanduser()
+    config = config_of(options, bench, found, questions, checkpoint) | {"not_rewritten": dropped, **text_facts(text)}
+    plan = Plan(options, bench, questions, systems, out, config)
     return plan._replace(config=require_same(plan))
+
+
+def questions_of(options: EvaluateOptions) -> tuple[QuestionSet, int]:
+    """Return the questions, and how many were left out since no other answer can stand in their documents.
+
+    Raises ClaraError where none is left.
+    """
+    found = read_questions(options.data or PAPER, options.format, options.paraphrases)
+    if not options.counterfactual:
+        return found, 0
+    if options.corpus:
+        raise ClaraError("--counterfactual beside --corpus: passages of a corpus are not rewritten; leave one out")
+    questions, dropped = counterfactual(found.questions, options.seed)
+    if not questions:
+        raise ClaraError(
+            f"--counterfactual: none of the {dropped:,} questions has an answer that stands in its documents, and "
+            "another to put in its place"
+        )
+    return found._replace(questions=questions), dropped
 
 
 def corpus_of(options: EvaluateOptions, found: QuestionSet, trained: Options) -> list[str]:
@@ -123,14 +156,20 @@ def drawn(questions: Sequence[Question], limit: int, seed: int) -> list[Question
     return [questions[i] for i in np.sort(np.random.default_rng([seed, 6]).permutation(len(questions))[:limit])]
 
 
-def systems_of(names: str, questions: Sequence[Question], corpus: Sequence[str]) -> list[str]:
-    """Return the systems that are named, or all that can be asked. Raises ClaraError for one that cannot."""
+def systems_of(names: str, questions: Sequence[Question], corpus: Sequence[str], text: bool = False) -> list[str]:
+    """Return the systems that are named, or all that can be asked. Raises ClaraError for one that cannot.
+
+    text: whether there is a generator that was tuned on text.
+    """
     served = [name for name in SYSTEMS if any(serves(name, question, corpus) for question in questions)]
+    served = [name for name in served if text or not SYSTEMS[name].tuned_on_text]
     if names == "all":
         return served
     wanted = list(dict.fromkeys(name.strip() for name in names.split(",")))
     if unknown := [name for name in wanted if name not in SYSTEMS]:
         raise ClaraError(f"--systems {', '.join(unknown)}: not one of {', '.join(SYSTEMS)}")
+    if alone := [name for name in wanted if SYSTEMS[name].tuned_on_text and not text]:
+        raise ClaraError(f"--systems {', '.join(alone)}: wanted --text-checkpoint RUN, a run with data.reads text")
     if lacking := [name for name in wanted if name not in served]:
         raise ClaraError(
             f"--systems {', '.join(lacking)}: the questions have no documents to read"
@@ -151,39 +190,12 @@ def others_of(options: EvaluateOptions, questions: Sequence[Question]) -> dict[s
         return None
 
 
-def require_room(bench: Bench, questions: Sequence[Question], systems: Sequence[str]) -> None:
-    """Raise ClaraError where the base's context does not hold what a system reads, and its answer, of some question."""
-    for name in systems:
-        widest: dict[str, tuple[int, Question]] = {}
-        for question in questions:
-            count = most_read(bench, name, question)
-            if serves(name, question, bench.corpus) and count > widest.get(question.task, (-1, question))[0]:
-                widest[question.task] = count, question
-        for count, question in widest.values():
-            session, room = wording(bench, question)
-            try:
-                if SYSTEMS[name].tuned:
-                    memory_prompt(session, count, question.text, room)
-                else:
-                    text_prompt(session, [*question.documents, *bench.corpus][: bool(count)], question.text, room)
-            except (ClaraError, ValueError) as error:
-                raise ClaraError(f"system {name} reads {count} documents: {error}") from error
-
-
-def most_read(bench: Bench, name: str, question: Question) -> int:
-    """Return how many documents a system reads for a question, at most."""
-    reads = SYSTEMS[name].reads
-    fixed = {"known": question.known, "other": bench.others.get(question.id, ()), "nothing": ()}
-    if reads in fixed:
-        return len(fixed[reads])
-    return min(bench.top_k, len(candidates_of(bench, question) if reads == "candidates" else bench.corpus))
-
-
-def default_folder(checkpoint: Checkpoint, source: str) -> Path:
+def default_folder(checkpoint: Checkpoint, options: EvaluateOptions) -> Path:
     """Return where the evaluation of a checkpoint on a file is kept: evaluations/FILE-STEP in the folder of its run."""
+    stem = Path(options.data or options.paper).stem + "-counterfactual" * options.counterfactual
     inside = checkpoint.path.parent
     run = inside.parent if inside.name == "checkpoints" else inside
-    return run / "evaluations" / f"{Path(source).stem}-step-{checkpoint.manifest.step:06}"
+    return run / "evaluations" / f"{stem}-step-{checkpoint.manifest.step:06}"
 
 
 def config_of(
@@ -195,7 +207,7 @@ def config_of(
 ) -> dict[str, Any]:
     """Return all that an evaluation's numbers depend on, and what it was made of, as plain data."""
     memory, manifest = bench.session.config.memory, checkpoint.manifest
-    settings = ("limit", "batch_size", "max_tokens", "seed", "paraphrases")
+    settings = ("limit", "batch_size", "max_tokens", "seed", "paraphrases", "counterfactual")
     return {
         "checkpoint": str(checkpoint.path),
         "parameters": manifest.files[PARAMS][:16],
@@ -247,39 +259,21 @@ def require_same(plan: Plan) -> dict[str, Any]:
     """
     before = read_config(plan.out)
     differing = [
-        f"{name} {before.get(name)!r}, not {value!r}"
+        f"{name} {old!r}, not {value!r}"
         for name, value in plan.config.items()
-        if before and name not in FREE and before.get(name) != value
+        if before and name not in FREE and (old := before.get(name, ABSENT.get(name))) != value
+        # What is said of a text checkpoint may come later than the rest.
+        if name in before or not name.startswith("text_")
     ]
     if differing:
         raise ClaraError(
             f"{plan.out}: holds an evaluation with {'; '.join(differing)}; give another --out, or the same options"
         )
     known = {*before.get("systems", []), *plan.systems}
-    return {**plan.config, "systems": [name for name in SYSTEMS if name in known]}
+    kept = {name: value for name, value in before.items() if name.startswith("text_")}
+    return {**kept, **plan.config, "systems": [name for name in SYSTEMS if name in known]}
 
 
 def write_config(plan: Plan) -> None:
     """Write the configuration of an evaluation into its folder."""
     write_atomic(plan.out / CONFIG, msgspec.json.format(msgspec.json.encode(plan.config)) + b"\n")
-
-
-def heading(config: Mapping[str, Any]) -> list[str]:
-    """Return the lines that say what is measured, on what."""
-    left_out = f"; {config['left_out']:,} without an answer left out" if config["left_out"] else ""
-    lines = [
-        f"checkpoint {config['checkpoint']}: stage {config['stage']}, step {config['step']:,}, on {config['model']}",
-        f"memory {config['num_memory_tokens']} vectors for up to {config['doc_max_tokens']} tokens of a document, "
-        f"{config['compression_rate']} to 1",
-        f"data {config['data']}: {config['questions']:,} questions in format {config['format']}{left_out}",
-        f"device {config['device']}, seed {config['seed']}, answers of up to {config['max_tokens']} tokens",
-    ]
-    if config["passages"]:
-        lines.append(
-            f"corpus {config['corpus']}: {config['passages']:,} passages, of which {config['top_k']} are chosen"
-        )
-    if config["documents_cut"]:
-        lines.append(cut_text(config["documents_cut"], config["documents"], config["doc_max_tokens"]))
-    if "memory_retrieved" in config["systems"] and not config["reasoner"]:
-        lines.append(f"note: {STAND_IN} (memory_retrieved)")
-    return lines

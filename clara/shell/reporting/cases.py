@@ -14,7 +14,7 @@ from clara.io.report.document import Cell, Section, Table
 LONGEST = 400
 """Characters of an answer that are shown."""
 MEASURES = {"bm25": "BM25", "tfidf": "TF-IDF"}
-"""What the scores of a system are, by the end of its name; cosines otherwise."""
+"""What the scores of a system are, by the end of its name; else of the reasoner."""
 
 Case = dict[str, Prediction]
 """The answers to one question, by system."""
@@ -103,7 +103,7 @@ def document_table(case: Case) -> Table:
 
 def measure(system: str) -> str:
     """Return what the relevance scores of a system are."""
-    return MEASURES.get(system.rpartition("_")[2], "cosine")
+    return MEASURES.get(system.rpartition("_")[2], "relevance")
 
 
 def clipped(text: str) -> str:

@@ -90,7 +90,7 @@ def finding(title: str, evaluation: Evaluation) -> str:
         return f"{title}: no answer was scored."
     first = next((each for each in having if each.system == "memory"), having[0])
     value = first.means[metric]
-    beside = [each for each in having if each.system in ("text", "memory_shuffled")] or having
+    beside = [each for each in having if each.system in ("text", "tuned_text", "memory_shuffled")] or having
     rest = "".join(f", {each.system} {decimals(each.means[metric].mean)}" for each in beside if each is not first)
     return (
         f"{title}: {label(metric)} over {first.questions:,} questions is {first.system} {decimals(value.mean)} "
@@ -111,7 +111,9 @@ def rates(evaluations: Iterable[Evaluation]) -> Iterator[Section]:
     for i, group in enumerate(by_questions(evaluations), 1):
         metrics = metrics_of(system for each in group for system in each.scores.systems)
         if figures := rate_figures(group, shown(metrics), f"rates-{i}"):
-            yield Section(Path(group[0].facts.data).name or "Evaluated questions", tuple(figures))
+            facts = group[0].facts
+            name = Path(facts.data).name or "Evaluated questions"
+            yield Section(name + ", counterfactual" * facts.counterfactual, tuple(figures))
 
 
 def costs(evaluations: Sequence[Evaluation]) -> Iterator[Section]:

@@ -6,7 +6,18 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from clara.core.figures import Figure, Point, Series
 from clara.io.evaluation.evaluations import Evaluation
-from clara.io.evaluation.labels import NONE, RANKING, STAND_IN, counted, cut_text, interval, is_rank, label, p_text
+from clara.io.evaluation.labels import (
+    COUNTERFACTUAL,
+    NONE,
+    RANKING,
+    STAND_IN,
+    counted,
+    cut_text,
+    interval,
+    is_rank,
+    label,
+    p_text,
+)
 from clara.io.evaluation.predictions import Comparison, Scores, SystemScores
 from clara.io.report.document import Block, Cell, Picture, Section, Table
 from clara.shell.reporting.costs import cost_table
@@ -37,6 +48,8 @@ def scoreboard(evaluation: Evaluation, title: str, name: str) -> Section:
 def notes(evaluation: Evaluation) -> Iterator[str]:
     """Yield what a reader of the numbers has to know of the way in which they came about."""
     facts = evaluation.facts
+    if facts.counterfactual:
+        yield f"{COUNTERFACTUAL.capitalize()}; {facts.not_rewritten:,} questions where that is not possible left out."
     if facts.documents_cut:
         yield f"{cut_text(facts.documents_cut, facts.documents, facts.doc_max_tokens)}."
     if not facts.reasoner and "memory_retrieved" in evaluation.predictions:

@@ -16,6 +16,7 @@ from clara.core.projection import nearness, principal_plane
 from clara.io.corpus.passages import read_passages
 from clara.io.errors import ClaraError
 from clara.io.evaluation.labels import decimals
+from clara.io.records import source_names
 from clara.io.report.document import Block, Picture, Section
 from clara.io.tokens import encode_batch
 from clara.shell.memories import BATCH, MULTIPLE
@@ -28,7 +29,8 @@ NOTE = "Each document has one point of each kind."
 def first_texts(data: str, count: int) -> list[str]:
     """Return the first distinct documents of a data set. Raises ClaraError where two or more cannot be read."""
     try:
-        texts = [passage.text for passage in islice(read_passages(data), count)]
+        passages = (passage for name in source_names(data) for passage in read_passages(name))
+        texts = [passage.text for passage in islice(passages, count)]
     except ClaraError as error:
         raise ClaraError(f"{error}; --map-data FILE names other documents for the map") from error
     if len(texts) < 2:

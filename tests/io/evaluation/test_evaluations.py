@@ -110,6 +110,8 @@ def test_evaluations_are_of_one_kind_where_all_that_numbers_depend_on_is_equal(t
         "model": {"model": "z"},
         "max_tokens": {"max_tokens": 9},
         "paraphrases": {"paraphrases": True},
+        "counterfactual": {"counterfactual": True},
+        "counterfactual drawn": {"counterfactual": True, "seed": 7},
     }
     found = {
         name: asked(read_evaluation(write_evaluation(tmp_path / name, count=1, **how)))

@@ -48,7 +48,7 @@ def test_other_documents_depend_on_the_seed_and_must_be_there() -> None:
             {n for n in SYSTEMS if "known" not in SYSTEMS[n].reads},
         ),
         (QUESTIONS[0]._replace(documents=(), positives=()), (), {"closed_book", "tuned_closed_book"}),
-        (PARAPHRASE, LAMPS, {"memory", "text", "memory_shuffled"}),
+        (PARAPHRASE, LAMPS, {"memory", "text", "tuned_text", "memory_shuffled"}),
     ],
     ids=["documents", "corpus", "nothing", "paraphrase"],
 )

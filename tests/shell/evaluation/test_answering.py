@@ -7,8 +7,12 @@ from typing import Any
 
 import pytest
 from benches import LAMPS, PARAPHRASE, QUESTIONS, ROOM, lamp_bench
+from folders import tiny_folder, tiny_session
 
+from clara.core.collate import ANSWER
 from clara.io.evaluation.formats import Question
+from clara.io.examples import encode_record
+from clara.io.records import Record
 from clara.shell.answer import answer, answer_texts_batch, paraphrase
 from clara.shell.decode import Reply
 from clara.shell.evaluation import answering
@@ -39,6 +43,34 @@ def test_a_base_system_says_what_the_base_says_of_its_texts(name: str, bench: Be
         (reply,) = answer_texts_batch(bench.session, [(question.text, each.texts)], ROOM)
         assert (each.prediction, each.prompt_tokens) == (reply.text, reply.prompt_tokens)
         assert each.seconds["compress"] == 0.0
+
+
+@pytest.fixture(scope="module")
+def reading(bench: Bench, tmp_path_factory: pytest.TempPathFactory) -> Bench:
+    """Return the bench of lamps with a generator that was tuned on the first 16 tokens of documents."""
+    folder = tiny_folder(tmp_path_factory.mktemp("reading") / "base")
+    memory = {"doc_max_tokens": 16}
+    return bench._replace(
+        text_session=tiny_session(folder, memory=memory, data={"reads": "text"}, loss={"alignment_weight": 0.0})
+    )
+
+
+def test_a_generator_tuned_on_text_says_what_it_says_alone_of_as_much_as_it_learnt_to_read(reading: Bench) -> None:
+    session = reading.text_session
+    assert session is not None
+    for question, each in zip(QUESTIONS, answered(reading, "tuned_text", QUESTIONS), strict=True):
+        assert tuple(each.texts) == question.known, "documents are named whole"
+        assert each.prediction == "".join(answer(session, each.texts, question.text, ROOM))
+        prompt = encode_record(session.encoder, Record(docs=each.texts, question=question.text, answer="x"), "qa")
+        assert each.prompt_tokens == sum(role != ANSWER for role in prompt.roles), "the prompt is that of training"
+        assert each.seconds["compress"] == 0.0
+    (base,) = answered(reading, "text", QUESTIONS[:1])
+    assert base.prompt_tokens > answered(reading, "tuned_text", QUESTIONS[:1])[0].prompt_tokens
+
+
+def test_a_generator_tuned_on_text_paraphrases_text(reading: Bench) -> None:
+    (found,) = answered(reading, "tuned_text", [PARAPHRASE])
+    assert found.prediction == "".join(paraphrase(reading.text_session, LAMPS[2], 16)).strip()
 
 
 @pytest.mark.parametrize("name", ["memory", "text"])

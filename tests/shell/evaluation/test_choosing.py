@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import numpy as np
 import pytest
 from benches import LAMPS, PARAPHRASE, QUESTIONS, lamp_bench
@@ -10,7 +11,7 @@ from clara.core.lexical import best, bm25_scores, build_index, tfidf_scores
 from clara.io.evaluation.formats import Question
 from clara.io.evaluation.systems import SYSTEMS, other_documents
 from clara.shell.answer import choose as chosen_by
-from clara.shell.answer import compress_texts
+from clara.shell.answer import compress_texts, rank
 from clara.shell.evaluation.answering import answered
 from clara.shell.evaluation.choosing import Bench, candidates_of, choose, index_words, prompt_size, ranking_of, read_by
 
@@ -34,6 +35,18 @@ def test_the_reasoner_chooses_among_candidates_or_in_the_corpus(bench: Bench) ->
     assert found[1].ranking["recall_at_3"] == 1.0 and found[3].positives == [
         text in LAMPS[8:] for text in found[3].texts
     ]
+
+
+def test_a_reasoner_of_late_relevance_chooses_as_in_an_answer(bench: Bench) -> None:
+    how = msgspec.structs.replace(bench.session.config.retrieval, relevance="late")
+    config = msgspec.structs.replace(bench.session.config, retrieval=how)
+    late = bench._replace(session=bench.session._replace(config=config))
+    (own,) = choose(late, SYSTEMS["memory_retrieved"], QUESTIONS[3:4])
+    order = rank(late.session, compress_texts(bench.session, LAMPS), QUESTIONS[3].text)
+    assert own.order == tuple(i for i, _ in order)
+    assert own.scores == pytest.approx([score for _, score in order[:2]], abs=1e-5)
+    (other,) = choose(bench, SYSTEMS["memory_retrieved"], QUESTIONS[3:4])
+    assert other.scores != pytest.approx(own.scores, abs=1e-3)
 
 
 def test_what_a_system_reads_is_compressed_and_no_more(bench: Bench) -> None:

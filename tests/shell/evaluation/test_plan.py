@@ -8,22 +8,25 @@ from typing import Any
 
 import pytest
 from folders import tiny_folder, write_choices, write_records
-from runs import tiny_run
+from runs import text_run, tiny_run
 
 from clara.io.corpus.passages import Passage, encode_record, passage_record
 from clara.io.errors import ClaraError
 from clara.io.evaluation.formats import Question
+from clara.io.evaluation.labels import heading
 from clara.io.evaluation.systems import SYSTEMS
 from clara.shell.evaluation.plan import (
     EvaluateOptions,
     Plan,
     drawn,
-    heading,
     plan_of,
     require_same,
     systems_of,
     write_config,
 )
+
+ALL = [name for name in SYSTEMS if name != "tuned_text"]
+"""What is asked where there is no generator that was tuned on text."""
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +61,7 @@ def refusal(run: Path, file: Path, **options: Any) -> str:
 
 def test_a_plan_holds_all_that_is_to_be_done(run: Path, data: Path) -> None:
     found = plan(run, data)
-    assert found.systems == list(SYSTEMS) and len(found.questions) == 5
+    assert found.systems == ALL and len(found.questions) == 5
     assert len(found.bench.corpus) == 7 and found.bench.top_k == 3 and found.bench.compressed is None
     assert found.out == run / "evaluations" / "choices-step-000003" and not found.out.exists()
     config = found.config
@@ -66,7 +69,7 @@ def test_a_plan_holds_all_that_is_to_be_done(run: Path, data: Path) -> None:
         *(3, "end_to_end"),
         *(8, 4),
     )
-    assert config["questions"] == 5 and config["format"] == "records" and config["systems"] == list(SYSTEMS)
+    assert config["questions"] == 5 and config["format"] == "records" and config["systems"] == ALL
     assert json.loads(json.dumps(config)) == config
     assert any("5 questions in format records" in line for line in heading(config))
 
@@ -126,31 +129,6 @@ def test_a_checkpoint_of_another_base_is_refused(run: Path, data: Path, tmp_path
     assert not (run / "evaluations").exists()
 
 
-def test_more_memories_than_the_context_holds_are_refused(
-    run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clara.shell.setup.context_of", lambda loaded: 80)
-    assert "system memory_retrieved reads 3 documents: " in refusal(run, data, systems="memory_retrieved,text")
-
-
-@pytest.mark.parametrize("name", ["memory", "text", "closed_book", "tuned_closed_book"])
-def test_a_context_that_does_not_even_hold_the_prompt_is_refused(
-    name: str, run: Path, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clara.shell.setup.context_of", lambda loaded: 40)
-    assert f"system {name} reads " in refusal(run, data, systems=name, max_tokens=39)
-
-
-def test_the_room_of_a_paraphrase_is_that_of_a_document(
-    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    data = write_records(tmp_path / "records.jsonl", range(2))
-    # With a memory the prompts take 83 tokens at least and 78: room for an answer of 1, not for one of 32.
-    monkeypatch.setattr("clara.shell.setup.context_of", lambda loaded: 100)
-    assert plan(run, data, systems="memory", max_tokens=1).systems == ["memory"]
-    assert "system memory reads 1 documents: " in refusal(run, data, systems="memory", max_tokens=1, paraphrases=True)
-
-
 def test_documents_that_memory_cuts_are_counted(run: Path, data: Path, tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.jsonl"
     texts = ("A lamp.", "x" * 32, "x" * 33)
@@ -205,12 +183,74 @@ def test_all_systems_leave_out_the_one_that_wants_other_documents(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = write_records(tmp_path / "one.jsonl", range(1))
-    assert plan(run, data).systems == [name for name in SYSTEMS if name != "memory_shuffled"]
+    assert plan(run, data).systems == [name for name in ALL if name != "memory_shuffled"]
     assert "note      without memory_shuffled: question r0" in capsys.readouterr().out
     assert systems_of("memory", plan(run, data).questions, []) == ["memory"]
     # Two questions that share a document, each with another one that holds the answer.
     records = [{"docs": ["A.", "B."], "question": "q", "answer": "red", "pos_index": [i]} for i in (0, 1)]
     data.write_text("".join(json.dumps(record) + "\n" for record in records))
-    assert plan(run, data).systems == [name for name in SYSTEMS if name != "memory_shuffled"]
+    assert plan(run, data).systems == [name for name in ALL if name != "memory_shuffled"]
     assert "note      without memory_shuffled: question one.jsonl:1" in capsys.readouterr().out
     assert "leave it out of --systems" in refusal(run, data, systems="memory_shuffled")
+
+
+def test_documents_say_otherwise_where_that_is_wanted(run: Path, data: Path, tmp_path: Path) -> None:
+    data = tmp_path / "facts.jsonl"
+    records = [
+        {"id": f"f{i}", "docs": [f"The lamp was lit in {1900 + i}."], "question": "When?", "answer": str(1900 + i)}
+        for i in range(4)
+    ]
+    records.append({"id": "no", "docs": ["A lamp."], "question": "Is it lit?", "answer": "no"})
+    data.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = plan(run, data, counterfactual=True)
+    assert [each.id for each in found.questions] == [f"f{i}#counterfactual" for i in range(4)]
+    for i, each in enumerate(found.questions):
+        assert each.documents == (f"The lamp was lit in {each.golds[0]}.",) and each.golds != (str(1900 + i),)
+    assert set(found.bench.corpus) == {text for each in found.questions for text in each.documents}
+    assert (found.config["counterfactual"], found.config["not_rewritten"], found.config["questions"]) == (True, 1, 4)
+    assert found.out.name == "facts-counterfactual-step-000003"
+    assert any(line.startswith("counterfactual: ") and "1 questions where" in line for line in heading(found.config))
+    assert plan(run, data, counterfactual=True, seed=1).questions != found.questions
+    assert len(plan(run, data, counterfactual=True, limit=2).questions) == 2
+    found.out.mkdir(parents=True)
+    write_config(found)
+    assert "counterfactual True, not False" in refusal(run, data, out=str(found.out))
+    write_config(found._replace(config={n: v for n, v in found.config.items() if n != "counterfactual"}))
+    assert "counterfactual False, not True" in refusal(run, data, out=str(found.out), counterfactual=True)
+
+
+def test_documents_that_cannot_say_otherwise_are_refused(run: Path, data: Path) -> None:
+    assert "--counterfactual: none of the 5 questions has an answer that stands" in refusal(
+        run, data, counterfactual=True
+    )
+    assert "--counterfactual beside --corpus" in refusal(run, data, counterfactual=True, corpus=str(data))
+
+
+def test_a_generator_that_was_tuned_on_text_is_asked_where_it_is_given(
+    run: Path, base: Path, data: Path, tmp_path: Path
+) -> None:
+    text = text_run(base, tmp_path / "text")
+    out = str(tmp_path / "out")
+    found = plan(run, data, text_checkpoint=str(text), out=out)
+    assert found.systems == list(SYSTEMS) and found.bench.text_session is not None
+    assert found.bench.text_session.base.module is found.bench.session.base.module, "the base is held once"
+    assert found.config["text_step"] == 3 and found.config["text_doc_max_tokens"] == 32
+    assert any(line.startswith(f"text checkpoint {text}") for line in heading(found.config))
+    assert "--systems tuned_text: wanted --text-checkpoint RUN" in refusal(run, data, systems="tuned_text")
+
+
+def test_a_generator_tuned_on_text_may_come_later_but_not_change(
+    run: Path, base: Path, data: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    before = plan(run, data, out=out, systems="memory")
+    before.out.mkdir()
+    write_config(before)
+    text, other = (text_run(base, tmp_path / name, generator=scale) for name, scale in (("text", 1.0), ("other", 2.0)))
+    later = plan(run, data, out=out, systems="tuned_text", text_checkpoint=str(text))
+    assert later.config["systems"] == ["memory", "tuned_text"]
+    write_config(later)
+    more = plan(run, data, out=out, systems="text")
+    assert more.config["systems"] == ["memory", "text", "tuned_text"]
+    assert more.config["text_parameters"] == later.config["text_parameters"]
+    assert "text_parameters" in refusal(run, data, out=out, systems="tuned_text", text_checkpoint=str(other))

@@ -94,7 +94,7 @@ def test_every_document_is_shown_with_who_read_it_and_its_weight(evaluation: Eva
         }
         _, table = tables(section)
         assert table.columns == (
-            *("document", "holds the answer", "memory", "memory_retrieved, cosine", "text", "text_bm25, BM25"),
+            *("document", "holds the answer", "memory", "memory_retrieved, relevance", "text", "text_bm25, BM25"),
         )
         readers = [asked[name.split(",")[0]] for name in table.columns[2:]]
         for (document, holds, *places), i in zip(table.rows, range(9), strict=False):

@@ -153,3 +153,13 @@ def test_the_finding_is_of_memory_beside_the_text(place: Path) -> None:
     )
     bare = found._replace(scores=msgspec.structs.replace(found.scores, systems=[]))
     assert finding("dev", bare) == "dev: no answer was scored."
+
+
+def test_rates_on_documents_that_say_otherwise_are_apart(place: Path) -> None:
+    found = evaluations(place, "rate-4", "rate-16")
+    otherwise = [
+        each._replace(facts=msgspec.structs.replace(each.facts, counterfactual=True), path=each.path / "otherwise")
+        for each in found
+    ]
+    sections = chapters(report_of([*found, *otherwise], [], [], 0))["Accuracy against compression rate"].blocks
+    assert [section.title for section in sections] == ["dev.jsonl", "dev.jsonl, counterfactual"]

@@ -112,3 +112,9 @@ def test_cut_documents_and_a_missing_reasoner_are_said_first(evaluation: Evaluat
     assert list(notes(evaluation)) == []
     without = {"text": evaluation.predictions["text"]}
     assert len(list(notes(evaluation._replace(facts=facts, predictions=without)))) == 1
+
+
+def test_that_documents_say_otherwise_is_noted(evaluation: Evaluation) -> None:
+    facts = msgspec.structs.replace(evaluation.facts, counterfactual=True, not_rewritten=1200)
+    (said,) = notes(evaluation._replace(facts=facts))
+    assert said.startswith("Counterfactual: in the documents another question's answer stands") and "; 1,200 qu" in said

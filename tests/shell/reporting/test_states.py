@@ -72,6 +72,8 @@ def test_the_first_distinct_documents_are_taken(tmp_path: Path) -> None:
     data = write_records(tmp_path / "data.jsonl", range(5))
     assert first_texts(str(data), 3) == ["Lamp 0 burns red.", "Lamp 1 burns very red.", "Lamp 2 burns very very red."]
     assert len(first_texts(str(data), 99)) == 5
+    more = write_records(tmp_path / "more.jsonl", range(9, 11))
+    assert len(first_texts(f"{data},{more}", 99)) == 7 and len(first_texts(f"{data},{more}", 6)) == 6
 
 
 def test_too_few_documents_and_unreadable_ones_are_refused(tmp_path: Path) -> None:

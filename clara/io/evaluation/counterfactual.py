@@ -1,0 +1,92 @@
+"""Questions whose documents are made to say otherwise: who answers as they say has read them, and not remembered."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from clara.core.scoring import normalize_answer
+from clara.io.evaluation.formats import Question
+
+MARK = "#counterfactual"
+"""What the id of such a question ends with."""
+JUDGEMENTS = {"yes", "no", "true", "false"}
+"""Answers that a document does not state by holding them."""
+
+
+def counterfactual(questions: Sequence[Question], seed: int) -> tuple[list[Question], int]:
+    """Return the questions with another answer in the place of theirs in all of their documents, and how many are not.
+
+    The other answer is that of another question, of the same kind (see `kind_of`), drawn by the seed: of the same form
+    where there is one, else of as many words, else any; it is the only gold. Left out are paraphrases, and questions
+    whose answer stands in none of the documents that are known to hold it (verbatim, at word borders), whose answer is
+    a judgement or part of the question, or for whom every such answer already stands in their documents.
+    """
+    olds = {i: old for i, question in enumerate(questions) if (old := stated(question))}
+    answers = list(dict.fromkeys(olds.values()))
+    found = []
+    for i, old in olds.items():
+        rng = np.random.default_rng([seed, 7, i])
+        fitting = (new for new in drawn(answers, old, rng) if fits(new, questions[i]))
+        if (new := next(fitting, None)) is not None:
+            found.append(rewritten(questions[i], new))
+    return found, len(questions) - len(found)
+
+
+def stated(question: Question) -> str:
+    """Return the gold answer that can be replaced: the first that stands in a document known to hold it; else ""."""
+    if question.task != "qa" or any(stands(gold, [question.text], re.IGNORECASE) for gold in question.golds):
+        return ""
+    golds = (gold for gold in question.golds if normalize_answer(gold) not in JUDGEMENTS)
+    return next((gold for gold in golds if stands(gold, question.known)), "")
+
+
+def drawn(answers: Sequence[str], old: str, rng: np.random.Generator) -> Iterator[str]:
+    """Yield the answers of the old one's kind in a drawn order: those of its form first, then those of its length."""
+    kind, form, words = kind_of(old), form_of(old), len(old.split())
+    same = [answer for answer in answers if kind_of(answer) == kind]
+    shuffled = [same[i] for i in rng.permutation(len(same))]
+    yield from sorted(shuffled, key=lambda answer: 0 if form_of(answer) == form else 1 + (len(answer.split()) != words))
+
+
+def fits(new: str, question: Question) -> bool:
+    """Return whether an answer is none of the question's, nor part of one, and stands in none of its documents."""
+    words = f" {normalize_answer(new)} "
+    golds = [f" {normalize_answer(gold)} " for gold in question.golds]
+    if any(words in gold or gold in words for gold in golds):
+        return False
+    return not stands(new, [question.text, *question.documents], re.IGNORECASE)
+
+
+def rewritten(question: Question, new: str) -> Question:
+    """Return a question whose documents have a new answer wherever they had one of its golds."""
+    golds = "|".join(map(bounded, sorted(question.golds, key=len, reverse=True)))
+    documents = tuple(re.sub(golds, lambda match: new, text) for text in question.documents)
+    return question._replace(id=question.id + MARK, golds=(new,), documents=documents, keywords=())
+
+
+def stands(answer: str, texts: Sequence[str], flags: int = 0) -> bool:
+    """Return whether an answer stands in one of the texts, at word borders."""
+    pattern = re.compile(bounded(answer), flags)
+    return any(pattern.search(text) for text in texts)
+
+
+def bounded(answer: str) -> str:
+    """Return the pattern of an answer that is no part of a longer word or number: 20 is not in 1,020 nor in 20.5."""
+    return rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w)(?![.,]\d)"
+
+
+def kind_of(answer: str) -> str:
+    """Return number for an answer with a digit, name for one with a capitalised word, else words."""
+    if any(character.isdigit() for character in answer):
+        return "number"
+    return "name" if any(word[0].isupper() for word in answer.split()) else "words"
+
+
+def form_of(answer: str) -> str:
+    """Return what an answer looks like: of a number its digits as 0 and its words as a, else the number of words."""
+    if kind_of(answer) == "number":
+        return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d", "0", answer))
+    return str(len(answer.split()))
