@@ -41,6 +41,8 @@ class Started(NamedTuple):
     batch: StepBatch
     state: TrainState
     metrics: dict[str, mx.array]
+    begun: float
+    """When it was handed over, on the clock of `time.perf_counter`."""
 
 
 def training_steps(
@@ -52,36 +54,37 @@ def training_steps(
     the host; one that is handed over when the caller stops is not yielded. Raises ClaraError, with the step and its
     records, where the loss or the gradient is not finite, or memory is short; the state before it was yielded.
     """
-    begun, running = time.perf_counter(), list[Started]()
+    running, ended = list[Started](), 0.0
     for number, batch in enumerate(batches, int(state.step) + 1):
         try:
             running.append(started(update, state, number, batch))
         except ClaraError:
-            yield from (finished(step, begun) for step in running)
+            yield from (finished(step, ended) for step in running)
             raise
         state = running[-1].state
         if len(running) > ahead:
-            yield finished(running.pop(0), begun)
-            begun = time.perf_counter()
-    yield from (finished(step, begun) for step in running)
+            step, ended = finished(running.pop(0), ended), time.perf_counter()
+            yield step
+    yield from (finished(step, ended) for step in running)
 
 
 def started(update: Update, state: TrainState, number: int, batch: StepBatch) -> Started:
     """Return a step that is handed to the device. Raises ClaraError where memory is short."""
+    begun = time.perf_counter()
     try:
         state, metrics = update(state, batch.batches)
         mx.async_eval(state, metrics)  # type: ignore[no-untyped-call]
     except (RuntimeError, MemoryError) as error:
         raise short_of_memory(error, number, batch) from error
-    return Started(number, batch, state, metrics)
+    return Started(number, batch, state, metrics, begun)
 
 
-def finished(step: Started, begun: float) -> Step:
-    """Return a step once it is computed; begun: when the one before it was.
+def finished(step: Started, before: float) -> Step:
+    """Return a step once it is computed; before: when the one before it was, from where on its time counts at most.
 
     Raises ClaraError where its loss or gradient is not finite, or memory is short.
     """
-    number, batch, state, metrics = step
+    number, batch, state, metrics, begun = step
     try:
         mx.eval(state, metrics)
     except (RuntimeError, MemoryError) as error:
@@ -91,7 +94,7 @@ def finished(step: Started, begun: float) -> Step:
         if not math.isfinite(values.get(name, 0.0)):
             said = f"the {name.replace('_', ' ')} is {values[name]}"
             raise ClaraError(f"step {number}: {said}; its records: {', '.join(batch.names)}")
-    return Step(number, state, values, batch.tokens, time.perf_counter() - begun)
+    return Step(number, state, values, batch.tokens, time.perf_counter() - max(begun, before))
 
 
 def short_of_memory(error: Exception, number: int, batch: StepBatch) -> Exception:

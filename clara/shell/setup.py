@@ -16,6 +16,7 @@ from clara.core.bind import anatomy, part_of
 from clara.core.config import CHOOSING, StepConfig
 from clara.core.init import add_reasoner, init_base, init_params, resample_memory
 from clara.core.types import Base, Params
+from clara.io import cuda
 from clara.io.base import LoadedBase, load_base
 from clara.io.checkpoint import Checkpoint, newest_checkpoint
 from clara.io.errors import ClaraError
@@ -52,12 +53,13 @@ class Session(NamedTuple):
 def prepare_device(compile: str = "auto") -> bool:
     """Set the device up as mlx-lm does and return whether steps are to be compiled: "on", "off", or "auto".
 
-    On CUDA what MLX keeps of freed memory is bounded, which lengths that vary would let grow over the whole device. On
-    a CPU, "auto" also stops mlx-lm from compiling its own small functions, which would take g++ longer than it
-    ever saves.
+    On CUDA freed memory stays with the driver's pool rather than with MLX, whose cache of exact sizes would grow over
+    the whole device where lengths vary. On a CPU, "auto" also stops mlx-lm from compiling its own small functions,
+    which would take g++ longer than it ever saves.
     """
     maybe_set_recommended_wired_limit()
     if mx.cuda.is_available():
+        cuda.keep_memory()
         mx.set_cache_limit(int(mx.device_info()["total_memory"]) // CACHE_SHARE)
     on_cpu = mx.default_device() == mx.cpu
     if on_cpu and compile != "on":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,12 @@ def halve(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str
     }
 
 
-def test_each_step_is_yielded_with_its_state_metrics_and_tokens() -> None:
-    steps = list(training_steps(halve, start(), step_batches(3)))
+either = pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "ahead"])
+
+
+@either
+def test_each_step_is_yielded_with_its_state_metrics_and_tokens(ahead: bool) -> None:
+    steps = list(training_steps(halve, start(), step_batches(3), ahead))
     assert [step.number for step in steps] == [1, 2, 3]
     assert [step.metrics for step in steps] == [{"loss": loss, "extra": 3.0} for loss in (1.0, 0.5, 0.25)]
     assert [step.state.params["w"].item() for step in steps] == [0.5, 0.25, 0.125]
@@ -75,18 +80,48 @@ def test_steps_are_computed_one_at_a_time() -> None:
     assert drawn == [0]
 
 
-def test_a_resumed_loop_counts_on() -> None:
-    steps = training_steps(halve, start()._replace(step=mx.array(7)), step_batches(2))
+def test_ahead_the_device_has_the_next_step_before_one_is_yielded() -> None:
+    handed: list[int] = []
+
+    def update(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
+        handed.append(int(state.step) + 1)
+        return halve(state, batches)
+
+    steps = training_steps(update, start(), step_batches(4), ahead=True)
+    assert [(next(steps).number, len(handed)) for _ in range(4)] == [(1, 2), (2, 3), (3, 4), (4, 4)]
+
+
+def test_the_time_of_a_step_begins_with_the_end_of_the_one_before() -> None:
+    begun, steps = time.perf_counter(), list(training_steps(halve, start(), step_batches(50), ahead=True))
+    assert sum(step.seconds for step in steps) <= time.perf_counter() - begun
+
+
+def test_ahead_a_step_is_yielded_before_the_error_of_the_next_is_raised() -> None:
+    def update(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
+        if int(state.step) == 2:
+            raise MemoryError("no more")
+        return halve(state, batches)
+
+    steps = training_steps(update, start(), step_batches(4), ahead=True)
+    assert [next(steps).number, next(steps).number] == [1, 2]
+    with pytest.raises(ClaraError, match="step 3: out of memory"):
+        next(steps)
+
+
+@either
+def test_a_resumed_loop_counts_on(ahead: bool) -> None:
+    steps = training_steps(halve, start()._replace(step=mx.array(7)), step_batches(2), ahead)
     assert [step.number for step in steps] == [8, 9]
 
 
+@either
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_loss_that_is_no_number_names_step_and_records(value: float) -> None:
+def test_a_loss_that_is_no_number_names_step_and_records(value: float, ahead: bool) -> None:
     def update(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
         state, metrics = halve(state, batches)
         return state, metrics | {"loss": mx.where(state.step == 2, value, metrics["loss"])}
 
-    steps = training_steps(update, start(), step_batches(3))
+    steps = training_steps(update, start(), step_batches(3), ahead)
     assert next(steps).state.params["w"].item() == 0.5, "the state before it is yielded"
     with pytest.raises(ClaraError, match=f"^step 2: the loss is {value}; its records: r1a, r1b$"):
         next(steps)

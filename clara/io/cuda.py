@@ -1,0 +1,29 @@
+"""Keeps memory that MLX has freed mapped on a CUDA device, so that a training step need not ask for it again."""
+
+from __future__ import annotations
+
+import ctypes
+
+DRIVER = "libcuda.so.1"
+RELEASE_THRESHOLD = 4
+"""`CU_MEMPOOL_ATTR_RELEASE_THRESHOLD`: bytes of freed memory that a pool keeps when the device is waited for."""
+
+
+def keep_memory(ordinal: int = 0) -> bool:
+    """Tell the driver to keep what MLX frees on a device of this process; return whether it does.
+
+    MLX allocates from the device's default pool, which by default gives all free memory back to the system whenever
+    somebody waits for the device: with lengths that vary, gigabytes a step would be unmapped and mapped again. The
+    pool splits and joins blocks, as MLX's own cache, which keeps exact sizes, does not.
+    """
+    try:
+        driver = ctypes.CDLL(DRIVER)
+    except OSError:
+        return False
+    device, pool, most = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64(2**64 - 1)
+    return (
+        driver.cuInit(0) == 0
+        and driver.cuDeviceGet(ctypes.byref(device), ordinal) == 0
+        and driver.cuDeviceGetDefaultMemPool(ctypes.byref(pool), device) == 0
+        and driver.cuMemPoolSetAttribute(pool, RELEASE_THRESHOLD, ctypes.byref(most)) == 0
+    )

@@ -1,0 +1,54 @@
+"""What the CUDA driver is told about freed memory, by a driver that notes it."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any
+
+import pytest
+
+from clara.io import cuda
+from clara.io.cuda import keep_memory
+
+
+class Driver:
+    """A driver whose calls succeed until the one that is to fail."""
+
+    def __init__(self, failing: str = "") -> None:
+        self.failing = failing
+        self.called: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*arguments: Any) -> int:
+            self.called.append(name)
+            if name == "cuDeviceGetDefaultMemPool":
+                arguments[0]._obj.value = 77
+            if name == "cuMemPoolSetAttribute":
+                pool, attribute, value = arguments
+                self.told = (pool.value, attribute, value._obj.value)
+            return int(name == self.failing)
+
+        return call
+
+
+CALLS = ["cuInit", "cuDeviceGet", "cuDeviceGetDefaultMemPool", "cuMemPoolSetAttribute"]
+
+
+def test_the_default_pool_is_told_to_keep_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver()
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver if name == cuda.DRIVER else None)
+    assert keep_memory()
+    assert driver.called == CALLS and driver.told == (77, 4, 2**64 - 1)
+
+
+@pytest.mark.parametrize("failing", CALLS)
+def test_a_call_that_fails_ends_it_without_an_error(failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    driver = Driver(failing)
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: driver)
+    assert not keep_memory()
+    assert driver.called == CALLS[: CALLS.index(failing) + 1]
+
+
+def test_without_a_driver_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda, "DRIVER", "no-such-library.so.1")
+    assert not keep_memory()
