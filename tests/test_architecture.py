@@ -212,7 +212,7 @@ def test_the_exceptions_from_that_are_still_exceptions(name: str) -> None:
     ("package", "folder", "names"),
     [
         ("clara.io", "data", {"sample_train.jsonl", "sample_heldout.jsonl", "paper_questions.jsonl"}),
-        ("clara.shell", "recipes", {"sample.toml", "paper.toml"}),
+        ("clara.shell", "recipes", {"sample.toml", "small.toml", "paper.toml"}),
     ],
 )
 def test_the_package_finds_its_data(package: str, folder: str, names: set[str]) -> None:

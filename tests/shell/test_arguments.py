@@ -198,7 +198,7 @@ def test_an_unknown_recipe_is_named_with_those_there_are() -> None:
 
 
 def test_the_sample_recipe_is_the_default() -> None:
-    assert recipes() == ["paper", "sample"]
+    assert recipes() == ["paper", "sample", "small"]
     assert read() == read("--recipe", "sample") != read("--recipe", "paper")
 
 
