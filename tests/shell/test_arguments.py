@@ -194,7 +194,7 @@ def test_a_flag_that_is_none_ends_with_the_usage(argv: list[str], capsys: pytest
 
 
 def test_an_unknown_recipe_is_named_with_those_there_are() -> None:
-    assert refusal("--recipe", "soup") == "--recipe soup: not one of paper, sample"
+    assert refusal("--recipe", "soup") == "--recipe soup: not one of paper, sample, small"
 
 
 def test_the_sample_recipe_is_the_default() -> None:
