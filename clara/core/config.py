@@ -11,7 +11,7 @@ Stage = Literal["pretrain", "instruct", "retrieval", "end_to_end"]
 
 STAGES: tuple[Stage, ...] = get_args(Stage)
 
-Relevance = Literal["flattened", "late"]
+Relevance = Literal["flattened", "late", "pooled"]
 """How a question scores a document, both compressed (see `relevance_scores`)."""
 
 CHOOSING: tuple[Stage, ...] = ("retrieval", "end_to_end")
@@ -152,14 +152,15 @@ class RetrievalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Relevance,
         Meta(
             description="How a question scores a document: flattened: cosine of their whole memories; late: sum of "
-            "the best matches of its memory vectors among the document's."
+            "the best matches of its memory vectors among the document's; pooled: cosine of their mean memories "
+            "after a trained map, which starts by making memories vary alike in all directions."
         ),
     ] = "flattened"
     in_batch_negatives: Annotated[
         bool,
         Meta(
-            description="Count the other documents of the batch (with accumulation: of its part) as further "
-            "negatives in the contrastive loss."
+            description="Count the documents of the batch's other questions as further negatives in the contrastive "
+            "loss; with train_compressor, where they are compressed anew, those of the same micro-batch alone."
         ),
     ] = False
 
@@ -217,6 +218,11 @@ class StepConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"alignment_weight {loss.alignment_weight}: stage {stage} has a frozen compressor; wanted 0, "
                 "or train_compressor"
             )
+
+    @property
+    def has_lens(self) -> bool:
+        """Whether questions score documents through trained parameters: relevance_center and relevance_map."""
+        return self.stage in CHOOSING and self.retrieval.relevance == "pooled"
 
     @property
     def trains_compressor(self) -> bool:

@@ -72,6 +72,14 @@ def resample_memory(params: Params, num_memory_tokens: int) -> Params:
     return {**params, "memory_embeddings": mx.stack(means)}
 
 
+def add_lens(params: Params) -> Params:
+    """Return params with what mean memories are compared through: what they have, or an identity around zero."""
+    if "relevance_map" in params:
+        return params
+    size = params["memory_embeddings"].shape[1]
+    return {**params, "relevance_center": mx.zeros((size,)), "relevance_map": mx.eye(size)}
+
+
 def add_reasoner(params: Params) -> Params:
     """Return params with a reasoner: the one they have, or a copy of the compressor (arXiv 2511.18659, section 2.2)."""
     adapters = params["adapters"]

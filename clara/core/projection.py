@@ -1,4 +1,4 @@
-"""High-dimensional states on a plane: principal components."""
+"""High-dimensional states: on the plane of their principal components, and whitened."""
 
 from __future__ import annotations
 
@@ -42,6 +42,20 @@ def nearness(memory: np.ndarray, documents: np.ndarray) -> tuple[float, float]:
     cosines = unit(memory) @ unit(documents).T
     own = float(np.trace(cosines)) / len(cosines)
     return own, float(cosines.sum() - np.trace(cosines)) / (len(cosines) * (len(cosines) - 1))
+
+
+def whitening(rows: np.ndarray, share: float = 0.01) -> tuple[np.ndarray, np.ndarray]:
+    """Return (center, map): float32[D], float32[D, D]: (rows − center) @ map varies alike in all directions.
+
+    rows: float[n, D]. share: of the mean variance, added to that of every direction, so that directions in which rows
+    hardly vary are not blown up. The map is symmetric and has a mean of 1 on its diagonal.
+    """
+    wide = rows.astype(np.float64)
+    center = wide.mean(axis=0)
+    sizes, axes = np.linalg.eigh((wide - center).T @ (wide - center) / len(wide))
+    sizes = np.maximum(sizes, 0)
+    whitened = (axes / np.sqrt(sizes + share * sizes.mean() + 1e-12)) @ axes.T
+    return center.astype(np.float32), (whitened / np.trace(whitened) * len(whitened)).astype(np.float32)
 
 
 def unit(rows: np.ndarray) -> np.ndarray:

@@ -92,6 +92,24 @@ def late_interactions(rows: Rows, queries: np.ndarray, packing: Packing) -> np.n
     return out
 
 
+def pooled_cosines(
+    rows: Rows, queries: np.ndarray, packing: Packing, lens: tuple[np.ndarray, np.ndarray] | None = None
+) -> np.ndarray:
+    """Return float32[n, Q]: the cosine of each row's mean memory, seen through a lens, and each of queries.
+
+    queries: float32[Q, D], seen through it too, of length 1 or 0; lens: (center: float32[D], map: float32[D, D]); see
+    `relevance_scores`. A memory of zeros scores 0.
+    """
+    step = max(BLOCK_BYTES // (4 * rows.memory.shape[1] * queries.shape[1]), 1)
+    out = np.empty((len(rows.norm), len(queries)), dtype=np.float32)
+    for i in range(0, len(out), step):
+        seen = plain(taken(rows, slice(i, i + step)), packing).mean(axis=1)
+        seen = seen if lens is None else (seen - lens[0]) @ lens[1]
+        length = np.linalg.norm(seen, axis=1, keepdims=True)
+        out[i : i + step] = seen @ queries.T / np.where(length > 0, length, 1)
+    return np.where(np.asarray(rows.norm)[:, None] > 0, out, np.float32(0))
+
+
 def plain(rows: Rows, packing: Packing) -> np.ndarray:
     """Return float32[n, M, D]: the numbers that rows stand for."""
     if not packing.bits:

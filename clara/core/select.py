@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import mlx.core as mx
 
 from clara.core.config import Relevance
-from clara.core.types import Documents, Term
+from clara.core.types import Term
 
 NEVER = -1e30
 """A logit that is never chosen: finite, so that no difference of two is nan."""
@@ -15,25 +16,52 @@ NEVER = -1e30
 RECALL_AT = (1, 3, 5)
 
 
-def relevance_scores(query: mx.array, memory: mx.array, how: Relevance = "flattened") -> mx.array:
+class Lens(NamedTuple):
+    """The affine map that mean memories are compared through; see `projection.whitening` for its start."""
+
+    center: mx.array
+    """float[D]."""
+    map: mx.array
+    """float[D, D]."""
+
+
+def relevance_scores(
+    query: mx.array, memory: mx.array, how: Relevance = "flattened", lens: Lens | None = None
+) -> mx.array:
     """Return float32[B, N]: how well each question's candidates fit it, in [−1, 1].
 
     query: float[B, M, D]; memory: float[B, N, M, D]. flattened: the cosine of the flattened memories; late: see
-    `late_scores`. A memory of zeros, as of a missing candidate, scores 0.
+    `late_scores`; pooled: the cosine of mean memories, seen through the lens. A memory of zeros, as of a missing
+    candidate, scores 0.
     """
     if how == "late":
         return late_scores(query[:, None], memory)[:, 0]
-    questions = unit(query.reshape(query.shape[0], 1, -1))
-    candidates = unit(memory.reshape(*memory.shape[:2], -1))
+    questions, candidates = (rows_of(each, how, lens) for each in (query[:, None], memory))
     return (questions * candidates).sum(axis=-1)
 
 
-def pairwise_scores(query: mx.array, memory: mx.array, how: Relevance = "flattened") -> mx.array:
+def pairwise_scores(
+    query: mx.array, memory: mx.array, how: Relevance = "flattened", lens: Lens | None = None
+) -> mx.array:
     """Return float32[B, U]: `relevance_scores` of every question, float[B, M, D], and every memory, float[U, M, D]."""
     if how == "late":
         return late_scores(query[None], memory[None])[0]
-    questions, documents = (unit(each.reshape(each.shape[0], -1)) for each in (query, memory))
-    return questions @ documents.T
+    return rows_of(query, how, lens) @ rows_of(memory, how, lens).T
+
+
+def rows_of(memory: mx.array, how: Relevance, lens: Lens | None = None) -> mx.array:
+    """Return float32[..., K]: memory: float[..., M, D] as the vectors of length 1 whose products are its scores.
+
+    K is M · D, of pooled memories D; these are taken as they are without a lens. A memory of zeros becomes zeros.
+    """
+    *rows, tokens, dim = memory.shape
+    if how != "pooled":
+        return unit(memory.reshape(*rows, tokens * dim))
+    mean = memory.astype(mx.float32).mean(axis=-2)
+    if lens is None:
+        return unit(mean)
+    there = (memory != 0).any(axis=(-2, -1))[..., None]
+    return unit(mx.where(there, (mean - lens.center) @ lens.map, 0))
 
 
 def late_scores(query: mx.array, memory: mx.array) -> mx.array:
@@ -49,23 +77,6 @@ def late_scores(query: mx.array, memory: mx.array) -> mx.array:
     documents = unit(memory).reshape(groups, count * width, dim)
     products = (questions @ documents.swapaxes(-1, -2)).reshape(groups, batch, tokens, count, width)
     return products.max(axis=-1).sum(axis=2)
-
-
-def in_batch_choice(
-    questions: Documents, candidates: mx.array, positives: mx.array, count: int
-) -> tuple[mx.array, mx.array]:
-    """Return (positives, mask): bool[B, U] over all U = count documents of a batch: each question chooses among them.
-
-    candidates: int32[B, N], −1 where there are fewer; positives: bool[B, N]. Rows that are nobody's candidate are
-    fillers, and masked. A positive of the same question elsewhere in the batch is masked too, unless it is also here
-    one.
-    """
-    hits = candidates[..., None] == mx.arange(count)
-    right = (hits & positives[..., None]).any(axis=1)
-    tokens, lengths = questions
-    same = (tokens[:, None] == tokens[None]).all(axis=-1) & (lengths[:, None] == lengths[None])
-    known = same.astype(mx.float32) @ right.astype(mx.float32) > 0
-    return right, right | (hits.any(axis=(0, 1)) & ~known)
 
 
 def unit(rows: mx.array) -> mx.array:

@@ -15,7 +15,7 @@ from clara.core.config import CHOOSING, StepConfig
 from clara.core.losses import alignment_loss, chunked_next_token_loss, contrastive_loss
 from clara.core.memory import place_memory, slot_index
 from clara.core.select import (
-    in_batch_choice,
+    Lens,
     pairwise_scores,
     ranking_terms,
     relevance_scores,
@@ -26,23 +26,28 @@ from clara.core.types import Base, Batch, Params, Retrieval, Term
 
 Terms = dict[str, Term]
 
+LENS = ("relevance_center", "relevance_map")
+"""The parameters of pooled relevance."""
+
 
 def trained_leaves(config: StepConfig, params: Params, compresses: bool = True) -> tuple[Params, Params]:
     """Return (trained, frozen): params in two trees, as the stage has it.
 
     `pretrain` and `instruct` train the generator and the compressor, with all leaves beside the adapters (memory
     embeddings; gain and query of anchors); `retrieval` the reasoner; `end_to_end` reasoner and generator; both also the
-    compressor where `train_compressor` says so. compresses: False where documents are read as text, and no compressor
-    is needed.
+    lens of pooled relevance, and the compressor where `train_compressor` says so. compresses: False where documents are
+    read as text, and no compressor is needed.
     """
     names = {"retrieval": {"reasoner"}, "end_to_end": {"reasoner", "generator"}}.get(config.stage, {"generator"})
     whole = config.trains_compressor and compresses
     names = names | {"compressor"} if whole else names
     adapters = params["adapters"]
     rest = {name: leaf for name, leaf in params.items() if name != "adapters"}
-    trained = {"adapters": {name: leaf for name, leaf in adapters.items() if name in names}, **(rest if whole else {})}
-    frozen = {"adapters": {n: leaf for n, leaf in adapters.items() if n not in names}, **({} if whole else rest)}
-    return trained, frozen
+    own = {name for name in rest if whole or (config.has_lens and name in LENS)}
+    trained = {"adapters": {name: leaf for name, leaf in adapters.items() if name in names}}
+    frozen = {"adapters": {name: leaf for name, leaf in adapters.items() if name not in names}}
+    trained |= {name: leaf for name, leaf in rest.items() if name in own}
+    return trained, frozen | {name: leaf for name, leaf in rest.items() if name not in own}
 
 
 def joined(first: Params, second: Params) -> Params:
@@ -100,7 +105,7 @@ def choosing_terms(base: Base, config: StepConfig, params: Params, batch: Batch,
     compressed = compress_documents(base, config, params, batch, keys[0])
     memory = gather_memory(compressed.memory, batch.candidates)
     query = compress(base, config, params, retrieval.questions, keys[2], adapter="reasoner").memory
-    scores = relevance_scores(query, memory, config.retrieval.relevance)
+    scores = relevance_scores(query, memory, config.retrieval.relevance, lens_of(params))
     terms: Terms = {}
     if config.loss.next_token_weight:
         how = config.retrieval
@@ -110,20 +115,30 @@ def choosing_terms(base: Base, config: StepConfig, params: Params, batch: Batch,
     if config.loss.alignment_weight:
         terms["alignment"] = documents_alignment(compressed, batch)
     if config.loss.contrastive_weight:
-        terms["contrastive"] = choice_loss(config, batch, query, compressed.memory, scores)
+        terms["contrastive"] = choice_loss(config, params, batch, query, compressed.memory, scores)
     return terms if train else terms | ranking_terms(scores, retrieval.positives, mask, config.retrieval.top_k)
 
 
-def choice_loss(config: StepConfig, batch: Batch, query: mx.array, memory: mx.array, scores: mx.array) -> Term:
+def lens_of(params: Params) -> Lens | None:
+    """Return what mean memories are compared through; None where the parameters have none."""
+    return Lens(*(params[name] for name in LENS)) if LENS[0] in params else None
+
+
+def choice_loss(
+    config: StepConfig, params: Params, batch: Batch, query: mx.array, memory: mx.array, scores: mx.array
+) -> Term:
     """Return the contrastive loss over each question's candidates, or, with `in_batch_negatives`, all documents.
 
-    query: float[B, M, D]; memory: float[U, M, D], of the documents; scores: float32[B, N], of the candidates.
+    query: float[B, M, D]; memory: float[U, M, D], of the documents; scores: float32[B, N], of the candidates. Raises
+    ValueError where the batch was collated without what `in_batch_negatives` wants.
     """
-    how, (questions, positives) = config.retrieval, choice_of(batch)
+    how, retrieval = config.retrieval, choice_of(batch)
     if not how.in_batch_negatives:
-        return contrastive_loss(scores, positives, batch.candidates >= 0, how.temperature)
-    right, mask = in_batch_choice(questions, batch.candidates, positives, memory.shape[0])
-    return contrastive_loss(pairwise_scores(query, memory, how.relevance), right, mask, how.temperature)
+        return contrastive_loss(scores, retrieval.positives, batch.candidates >= 0, how.temperature)
+    if retrieval.in_batch is None:
+        raise ValueError("in_batch_negatives: collate the batch with a table of the documents to choose among")
+    wide = pairwise_scores(query, memory, how.relevance, lens_of(params))
+    return contrastive_loss(wide, *retrieval.in_batch, how.temperature)
 
 
 def choice_of(batch: Batch) -> Retrieval:

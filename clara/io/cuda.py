@@ -1,8 +1,13 @@
-"""Keeps memory that MLX has freed mapped on a CUDA device, so that a training step need not ask for it again."""
+"""What MLX should keep on a CUDA device: freed memory in a process, and the kernels it built from one to the next."""
 
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
+import os
+from pathlib import Path
+
+from clara.io.download import cache_folder
 
 DRIVER = "libcuda.so.1"
 RELEASE_THRESHOLD = 4
@@ -27,3 +32,12 @@ def keep_memory(ordinal: int = 0) -> bool:
         and driver.cuDeviceGetDefaultMemPool(ctypes.byref(pool), device) == 0
         and driver.cuMemPoolSetAttribute(pool, RELEASE_THRESHOLD, ctypes.byref(most)) == 0
     )
+
+
+def keep_kernels() -> Path:
+    """Return the folder in which MLX keeps kernels that it builds for fused operations: CLaRa's cache, if not told so.
+
+    A training step has some thirty of them, of five seconds each. MLX's own choice is the folder for temporary files.
+    """
+    own = cache_folder() / f"kernels-mlx-{importlib.metadata.version('mlx')}"
+    return Path(os.environ.setdefault("MLX_PTX_CACHE_DIR", str(own)))

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
-from clara.core.config import Relevance
 from clara.core.search import fused
-from clara.core.select import relevance_scores
+from clara.core.stages import lens_of
 from clara.io.corpus.passages import Passage
 from clara.io.memory_store.search import Hit, memories_of, passages_of, reading, search_memory, search_text
 from clara.io.memory_store.store import Store
-from clara.shell.answer import compress_questions, has_reasoner
+from clara.shell.answer import compress_questions, has_reasoner, ranked
 from clara.shell.setup import Session
 
 FirstStage = Literal["bm25", "memory", "both"]
@@ -58,18 +57,18 @@ def retrieve(session: Session, store: Store, questions: Sequence[str], how: Sear
         return []
     needed = how.rerank or how.first_stage != "bm25"
     queries = compress_questions(session, questions) if needed else None
-    relevance = session.config.retrieval.relevance
+    scored = session.config.retrieval.relevance, lens_of(session.params)
 
     def work() -> list[Found]:
         lists: list[list[list[Hit]]] = [[] for _ in questions]
         if queries is not None and how.first_stage != "bm25":
-            for each, hits in zip(lists, search_memory(store, queries, how.candidates, relevance), strict=True):
+            for each, hits in zip(lists, search_memory(store, queries, how.candidates, *scored), strict=True):
                 each.append(hits)
         if how.first_stage != "memory":
             for each, question in zip(lists, questions, strict=True):
                 each.append(search_text(store, question, how.candidates))
         return [
-            found(store, rankings, None if queries is None else queries[i], how, relevance)
+            found(session, store, rankings, None if queries is None else queries[i], how)
             for i, rankings in enumerate(lists)
         ]
 
@@ -77,7 +76,7 @@ def retrieve(session: Session, store: Store, questions: Sequence[str], how: Sear
 
 
 def found(
-    store: Store, rankings: Sequence[Sequence[Hit]], query: mx.array | None, how: Search, relevance: Relevance
+    session: Session, store: Store, rankings: Sequence[Sequence[Hit]], query: mx.array | None, how: Search
 ) -> Found:
     """Return the best of the candidates that the first stage found: by the reasoner, or in the first stage's order."""
     if len(rankings) == 1:
@@ -85,15 +84,8 @@ def found(
     else:
         pairs = fused([[hit.id for hit in ranking] for ranking in rankings])
     if query is not None and how.rerank:
-        pairs = reranked(store, query, [id_ for id_, _ in pairs], relevance)
+        ids = [id_ for id_, _ in pairs]
+        pairs = [(ids[i], score) for i, score in ranked(session, query, [memories_of(store, ids)])]
     best = pairs[: how.top_k]
     ids = [id_ for id_, _ in best]
     return Found(passages_of(store, ids), [score for _, score in best], memories_of(store, ids))
-
-
-def reranked(store: Store, query: mx.array, ids: Sequence[int], relevance: Relevance) -> list[tuple[int, float]]:
-    """Return (id, score) of candidates, best first by the relevance of their memories to the query's: float[M, D]."""
-    if not ids:
-        return []
-    row: Any = relevance_scores(query[None], memories_of(store, ids)[None], relevance)[0].tolist()
-    return sorted(zip(ids, row, strict=True), key=lambda pair: -pair[1])

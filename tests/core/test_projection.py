@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clara.core.projection import nearness, principal_plane, unit
+from clara.core.projection import nearness, principal_plane, unit, whitening
 
 
 def drawn(seed: int, count: int, size: int) -> np.ndarray:
@@ -55,3 +55,22 @@ def test_nearness_is_of_directions() -> None:
 
 def test_rows_of_length_one() -> None:
     assert unit(np.array([[3.0, 4.0], [0.0, 0.0]])).tolist() == [[0.6, 0.8], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("size", [1, 5])
+def test_whitened_rows_vary_alike_in_all_directions(size: int) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, size)) @ rng.normal(size=(size, size)) + 7
+    center, weights = whitening(rows, share=0.0)
+    seen = (rows - center) @ weights
+    covariance = seen.T @ seen / len(rows)
+    np.testing.assert_allclose(covariance, covariance[0, 0] * np.eye(size), atol=1e-4 * covariance[0, 0])
+    np.testing.assert_allclose(weights, weights.T, atol=1e-6)
+    assert (center.dtype, weights.dtype) == (np.float32, np.float32)
+    assert np.diagonal(weights).mean() == pytest.approx(1.0)
+
+
+def test_rows_without_variance_are_whitened_by_the_identity() -> None:
+    center, weights = whitening(np.full((3, 4), 2.0))
+    np.testing.assert_allclose(center, np.full(4, 2.0))
+    np.testing.assert_allclose(weights, np.eye(4), atol=1e-6)

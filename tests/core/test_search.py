@@ -20,6 +20,7 @@ from clara.core.search import (
     late_interactions,
     merged,
     plain,
+    pooled_cosines,
     product_of,
     taken,
     widened,
@@ -195,3 +196,24 @@ def test_fused_ranks_name_each_id_once_and_know_no_order_of_rankings(rankings: l
     assert [id_ for id_, _ in fused(other)] == [id_ for id_, _ in found] or len(rankings) > 2
     if len(rankings) == 1:
         assert [id_ for id_, _ in found] == rankings[0]
+
+
+@parametrize
+@pytest.mark.parametrize("block", [1, 7, 100])
+@pytest.mark.parametrize("seen", [False, True], ids=["plain", "through a lens"])
+def test_pooled_cosines_are_those_of_means_wherever_blocks_begin(
+    packing: Packing, block: int, seen: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = draw(1, 23, 2, 64)
+    memory[5] = 0
+    stored, numbers = packed(memory, packing)
+    lens = (draw(3, 64), draw(4, 64, 64)) if seen else None
+    asked = draw(2, 3, 64)
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    monkeypatch.setattr(search, "BLOCK_BYTES", 4 * 128 * block)
+    means = numbers.reshape(23, 2, 64).mean(axis=1)
+    means = (means - lens[0]) @ lens[1] if lens else means
+    lengths = np.linalg.norm(means, axis=1, keepdims=True)
+    expected = means / np.where(lengths, lengths, 1) @ asked.T
+    expected[5] = 0
+    np.testing.assert_allclose(pooled_cosines(stored, asked, packing, lens), expected, atol=1e-5)

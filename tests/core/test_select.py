@@ -15,14 +15,13 @@ from clara.core.config import Relevance
 from clara.core.scoring import mean_scores, precision_at_k, recall_at_k, reciprocal_rank
 from clara.core.select import (
     RECALL_AT,
-    in_batch_choice,
+    Lens,
     pairwise_scores,
     ranking_terms,
     relevance_scores,
     select_memory,
     straight_through_top_k,
 )
-from clara.core.types import Documents
 
 seeds = st.integers(0, 2**31)
 temperatures = st.sampled_from([0.02, 0.5])
@@ -283,40 +282,6 @@ def test_pairwise_scores_are_those_of_every_question_with_every_document(
     np.testing.assert_allclose(as_numpy(pairwise_scores(query, documents, how)), as_numpy(expected), atol=1e-6)
 
 
-def choice_over(questions: list[int], candidates: list[list[int]], right: list[list[bool]], count: int) -> list[object]:
-    """Return what `in_batch_choice` says of questions that are one number each."""
-    asked = Documents(mx.array(questions)[:, None], mx.ones((len(questions),), dtype=mx.int32))
-    return [each.tolist() for each in in_batch_choice(asked, mx.array(candidates), mx.array(right), count)]
-
-
-def test_all_documents_of_a_batch_but_fillers_are_chosen_among() -> None:
-    positives, mask = choice_over([7, 8], [[0, 1, -1], [1, 2, 3]], [[False, True, True], [False, False, True]], 6)
-    assert positives == [[False, True, False, False, False, False], [False, False, False, True, False, False]]
-    assert mask == [[True, True, True, True, False, False]] * 2
-
-
-def test_a_positive_of_a_question_is_never_its_negative() -> None:
-    # A document twice among the candidates, and the same question twice, each time with another right document.
-    candidates, right = [[0, 0, 1], [2, 3, 4], [1, 2, 3]], [[True, False, False], [False, False, False], [True] * 3]
-    positives, mask = choice_over([7, 8, 7], candidates, right, 5)
-    assert positives == [[True, False, False, False, False], [False] * 5, [False, True, True, True, False]]
-    assert mask == [[True, False, False, False, True], [True] * 5, [False, True, True, True, True]]
-
-
-@given(st.integers(1, 5), st.integers(1, 4), seeds)
-def test_a_choice_in_the_batch_equals_a_loop(batch: int, width: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    candidates, questions = rng.integers(-1, 9, (batch, width)), rng.integers(0, 3, batch)
-    right = rng.random((batch, width)) < 0.4
-    owned = [{n for n, yes in zip(*row, strict=True) if yes and n >= 0} for row in zip(candidates, right, strict=True)]
-    real = set(candidates[candidates >= 0].tolist())
-    found = choice_over(questions.tolist(), candidates.tolist(), right.tolist(), 12)
-    for b in range(batch):
-        elsewhere = set().union(*(owned[i] for i in range(batch) if questions[i] == questions[b]))
-        assert {n for n in range(12) if found[0][b][n]} == owned[b]
-        assert {n for n in range(12) if found[1][b][n]} == owned[b] | (real - elsewhere)
-
-
 @settings(max_examples=100)
 @given(cases(), st.floats(0.1, 1), st.integers(1, 9), seeds)
 def test_ranking_terms_are_the_scores_of_ranked_lists(case: Case, share: float, top_k: int, seed: int) -> None:
@@ -345,3 +310,26 @@ def test_without_a_positive_ranking_terms_are_zero_of_zero() -> None:
     terms = ranking_terms(mx.zeros((2, 3)), nothing, ~nothing, 5)
     assert [(total.item(), count.item()) for total, count in terms.values()] == [(0, 0)] * 5
     assert terms.keys() == {"recall_at_1", "recall_at_3", "recall_at_5", "precision_at_5", "mrr"}
+
+
+def test_pooled_scores_are_cosines_of_mean_memories_through_the_lens() -> None:
+    rng = np.random.default_rng(0)
+    query, memory = normal(rng, 3, 4, 6), normal(rng, 3, 5, 4, 6)
+    lens = Lens(normal(rng, 6), normal(rng, 6, 6))
+    asked, stored = (
+        (as_numpy(each).mean(axis=-2) - as_numpy(lens.center)) @ as_numpy(lens.map) for each in (query, memory)
+    )
+    lengths = np.linalg.norm(asked, axis=-1)[:, None] * np.linalg.norm(stored, axis=-1)
+    expected = np.einsum("bd,bnd->bn", asked, stored) / lengths
+    np.testing.assert_allclose(as_numpy(relevance_scores(query, memory, "pooled", lens)), expected, atol=1e-5)
+    wide = pairwise_scores(query, memory[0], "pooled", lens)
+    np.testing.assert_allclose(as_numpy(wide)[0], expected[0], atol=1e-5)
+
+
+def test_through_a_lens_a_memory_of_zeros_still_scores_zero() -> None:
+    rng = np.random.default_rng(0)
+    lens = Lens(normal(rng, 6), normal(rng, 6, 6))
+    query, memory = normal(rng, 1, 4, 6), mx.zeros((1, 2, 4, 6))
+    assert as_numpy(relevance_scores(query, memory, "pooled", lens)).tolist() == [[0.0, 0.0]]
+    grad = mx.grad(lambda lens: relevance_scores(query, memory, "pooled", Lens(*lens)).sum())(tuple(lens))
+    assert all(mx.isfinite(leaf).all() for leaf in grad)

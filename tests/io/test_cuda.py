@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
+from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 
 from clara.io import cuda
-from clara.io.cuda import keep_memory
+from clara.io.cuda import keep_kernels, keep_memory
 
 
 class Driver:
@@ -52,3 +55,16 @@ def test_a_call_that_fails_ends_it_without_an_error(failing: str, monkeypatch: p
 def test_without_a_driver_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "DRIVER", "no-such-library.so.1")
     assert not keep_memory()
+
+
+def test_kernels_are_kept_in_the_cache_by_the_release_of_mlx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("CLARA_CACHE", str(tmp_path))
+    monkeypatch.delenv("MLX_PTX_CACHE_DIR", raising=False)
+    found = keep_kernels()
+    assert found == tmp_path / f"kernels-mlx-{mx.__version__}"
+    assert os.environ["MLX_PTX_CACHE_DIR"] == str(found)
+
+
+def test_a_folder_for_kernels_that_was_given_stays(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path / "own"))
+    assert keep_kernels() == tmp_path / "own"

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from stores import lamp, tiny_store
 
+from clara.core.config import Relevance
 from clara.core.search import fused
-from clara.core.select import relevance_scores
+from clara.core.select import Lens, relevance_scores
 from clara.io.memory_store.search import memories_of, search_memory, search_text
 from clara.io.memory_store.store import Store, opened_store
 from clara.shell.answer import compress_questions, compress_texts
@@ -80,12 +81,20 @@ def test_the_reasoner_puts_candidates_in_the_order_of_their_cosines(place: Place
 
 @pytest.mark.parametrize("stage", ["bm25", "memory", "both"])
 @pytest.mark.parametrize("rerank", [True, False])
-def test_a_model_of_late_relevance_searches_and_chooses_by_it(place: Place, stage: str, rerank: bool) -> None:
+@pytest.mark.parametrize("relevance", ["late", "pooled"])
+def test_a_model_of_another_relevance_searches_and_chooses_by_it(
+    place: Place, stage: str, rerank: bool, relevance: Relevance
+) -> None:
     session, store = place
-    how = msgspec.structs.replace(session.config.retrieval, relevance="late")
-    late = session._replace(config=msgspec.structs.replace(session.config, retrieval=how))
-    (found,) = retrieve(late, store, QUESTIONS[1:2], Search(stage, 10, 4, rerank))  # type: ignore[arg-type]
-    scores = relevance_scores(compress_questions(session, QUESTIONS[1:2]), found.memory[None], "late")[0]
+    how = msgspec.structs.replace(session.config.retrieval, relevance=relevance)
+    rng, size = np.random.default_rng(0), store.info.hidden
+    lens = Lens(mx.array(rng.standard_normal(size)), mx.array(rng.standard_normal((size, size))))
+    trained = session._replace(
+        config=msgspec.structs.replace(session.config, retrieval=how),
+        params={**session.params, "relevance_center": lens.center, "relevance_map": lens.map},
+    )
+    (found,) = retrieve(trained, store, QUESTIONS[1:2], Search(stage, 10, 4, rerank))  # type: ignore[arg-type]
+    scores = relevance_scores(compress_questions(session, QUESTIONS[1:2]), found.memory[None], relevance, lens)[0]
     expected = {"memory": True, "bm25": rerank, "both": rerank}[stage]
     assert (found.scores == pytest.approx(scores.tolist(), abs=1e-5)) == expected
     (other,) = retrieve(session, store, QUESTIONS[1:2], Search(stage, 10, 4, rerank))  # type: ignore[arg-type]

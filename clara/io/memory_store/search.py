@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeVar
 
@@ -9,8 +10,8 @@ import mlx.core as mx
 import numpy as np
 
 from clara.core.config import Relevance
-from clara.core.search import NOTHING, cosines, late_interactions, merged, taken
-from clara.core.select import unit
+from clara.core.search import NOTHING, cosines, late_interactions, merged, pooled_cosines, taken
+from clara.core.select import Lens, rows_of
 from clara.io.corpus.passages import Passage
 from clara.io.errors import ClaraError
 from clara.io.memory_store.database import FIELDS, explained, match_query, passage_of, transaction
@@ -46,19 +47,26 @@ def search_text(store: Store, query: str, k: int) -> list[Hit]:
         return [Hit(*row) for row in found]
 
 
-def search_memory(store: Store, queries: mx.array, k: int, relevance: Relevance = "flattened") -> list[list[Hit]]:
+def search_memory(
+    store: Store, queries: mx.array, k: int, relevance: Relevance = "flattened", lens: Lens | None = None
+) -> list[list[Hit]]:
     """Return for each of queries: float[Q, M, D] the k passages whose memories score highest, best first.
 
     The memories are compared as `relevance_scores` does, all of them; of equal scores the lower id comes first. Raises
     ClaraError for queries of another shape.
     """
-    scores_of = late_interactions if relevance == "late" else cosines
     form = store.form
     if queries.shape[1:] != (form.num_memory_tokens, form.hidden):
         raise ClaraError(
             f"{store.path}: questions of shape {queries.shape[1:]}; wanted {form.num_memory_tokens, form.hidden}"
         )
-    wanted = np.array(unit(queries.reshape(queries.shape[0], form.num_memory_tokens * form.hidden)))
+    wanted = np.array(rows_of(queries, relevance, lens))
+    ways: dict[Relevance, Callable[..., np.ndarray]] = {
+        "flattened": cosines,
+        "late": late_interactions,
+        "pooled": functools.partial(pooled_cosines, lens=lens and (np.array(lens.center), np.array(lens.map))),
+    }
+    scores_of = ways[relevance]
 
     def search() -> list[list[Hit]]:
         best = [NOTHING] * len(wanted)
