@@ -1,4 +1,4 @@
-"""Folders of evaluations and runs with made-up content, as evaluate and train leave them."""
+"""Plans of evaluations, and folders of some and of runs with made-up content, as evaluate and train leave them."""
 
 from __future__ import annotations
 
@@ -7,13 +7,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from clara.io.errors import ClaraError
 from clara.io.evaluation.predictions import Prediction, predictions_path, write_predictions, write_scores
+from clara.shell.evaluation.plan import EvaluateOptions, Plan, plan_of
 from clara.shell.evaluation.summary import scores_of
 
 NASTY = '<script>alert("x")</script> & <b>bold</b> | *stars* _under_ `code` [link](https://example.org/a?b=1&c=2) \x00'
 """An answer that would do harm where it is not escaped."""
 SYSTEMS = ("memory", "memory_retrieved", "text", "text_bm25", "closed_book")
 CHOOSING = ("memory_retrieved", "text_bm25")
+
+
+def plan(run: Path, file: Path, **options: Any) -> Plan:
+    """Return the plan of options."""
+    return plan_of(EvaluateOptions(**{"checkpoint": str(run), "data": str(file), **options}))
+
+
+def refusal(run: Path, file: Path, **options: Any) -> str:
+    """Return the message with which options are refused."""
+    with pytest.raises(ClaraError) as caught:
+        plan(run, file, **options)
+    return str(caught.value)
 
 
 def made_up(system: str, i: int) -> Prediction:

@@ -1,16 +1,32 @@
-"""Runs of the tiny base: a folder with a checkpoint that was not trained, but whose adapters do something."""
+"""Runs of the tiny base: a folder with a checkpoint that was not trained, but whose adapters do something; commands."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import pytest
 from folders import tiny_options, tiny_session
 
 from clara.io.checkpoint import Manifest, save_checkpoint, versions
 from clara.shell.options import to_plain
 from clara.shell.setup import extras_of
+
+Run = Callable[..., tuple[int, str, str]]
+"""A command as a function of its arguments: (exit status, output, errors)."""
+
+
+def command_of(main: Callable[[list[str]], int], capsys: pytest.CaptureFixture[str], *always: object) -> Run:
+    """Return the command whose `main` this is; always: arguments that come before those of a call."""
+
+    def run(*argv: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        status = main([str(argument) for argument in (*always, *argv)])
+        return (status, *capsys.readouterr())
+
+    return run
 
 
 def tiny_run(base: Path, path: Path, compressor: float = 1.0, generator: float = 1.0, **sections: Any) -> Path:

@@ -9,9 +9,12 @@ import mlx.core as mx
 import numpy as np
 
 from clara.core.config import Layout
-from clara.core.types import Batch, Documents, Retrieval
+from clara.core.types import Batch, Documents, InBatch, Retrieval
+from clara.core.widths import Widths, fit
 
 Tokens = tuple[int, ...]
+
+EVERY = Widths()
 
 CANDIDATE_MULTIPLE = 5
 """Candidates are padded to a multiple of this, so that sets of 4 to 20 have few shapes."""
@@ -35,6 +38,19 @@ class Example(NamedTuple):
     """What the example chooses its documents by: the question's tokens, framed like a document."""
     positives: tuple[int, ...] = ()
     """Which of the documents hold the answer, counted from 0."""
+
+
+class DocumentTable(NamedTuple):
+    """The distinct documents of some examples."""
+
+    documents: Documents | mx.array
+    """Their tokens, or their memories: float[U, M, D]; after the last document come fillers."""
+    height: int
+    """U: how many rows that are, fillers included."""
+    rows: dict[Tokens, int]
+    """Document → its row."""
+    examples: Sequence[Example]
+    """Whose documents they are."""
 
 
 def frame_document(ids: Sequence[int], layout: Layout, doc_max_tokens: int) -> tuple[int, ...]:
@@ -70,9 +86,23 @@ def truncate(example: Example, max_tokens: int) -> Example:
     return example._replace(tokens=tuple(example.tokens[i] for i in keep), roles=tuple(example.roles[i] for i in keep))
 
 
-def bucket(length: int, multiple: int) -> int:
-    """Return the smallest multiple of `multiple` that is at least `length`, and at least one multiple."""
-    return max(-(-length // multiple), 1) * multiple
+def document_table(
+    examples: Sequence[Example],
+    layout: Layout,
+    multiple: int = 32,
+    memory: Callable[[Sequence[Tokens]], mx.array] | None = None,
+    widths: Widths = EVERY,
+) -> DocumentTable:
+    """Return the documents of examples, each once, in order of appearance; the rest is as in `collate`.
+
+    Their number is padded to a multiple of the number of examples. Without any document there is no row.
+    """
+    distinct = list(dict.fromkeys(document for example in examples for document in example.documents))
+    rows = {document: i for i, document in enumerate(distinct)}
+    height = fit(len(distinct), len(examples)) if distinct else 0
+    if memory is not None:
+        return DocumentTable(pad_rows(memory(distinct), height), height, rows, examples)
+    return DocumentTable(pad_documents(distinct, layout, height, multiple, widths), height, rows, examples)
 
 
 def collate(
@@ -82,37 +112,39 @@ def collate(
     multiple: int = 32,
     top_k: int | None = None,
     memory: Callable[[Sequence[Tokens]], mx.array] | None = None,
+    table: DocumentTable | None = None,
+    widths: Widths = EVERY,
 ) -> Batch:
-    """Return the examples as one batch, every length padded to a multiple of `multiple`.
+    """Return the examples as one batch, every length padded to one of widths, or to a multiple of `multiple`.
 
     key: uint32[2]. A document of several examples is in the batch once. top_k: how many documents each example will
     choose; its questions and positives then come along. memory: gives the memories of documents, float[n, M, D],
-    which stand in the batch in place of their tokens. Without any document it has no rows of them. Raises ValueError,
-    naming the example, where an answer begins a row: nothing could predict its first token.
+    which stand in the batch in place of their tokens. Without any document it has no rows of them. table: what the
+    questions choose among with in-batch negatives: of these examples, or of all those of a batch that is cut into
+    micro-batches; it stands in the place of the examples' own documents, and memory. Raises ValueError, naming the
+    example, where an answer begins a row: nothing could predict its first token.
     """
     for example in examples:
         if example.roles[:1] == (ANSWER,):
             raise ValueError(f"{example.name}: its first token belongs to the answer; wanted a prompt before it")
-    distinct = list(dict.fromkeys(document for example in examples for document in example.documents))
-    row = {document: i for i, document in enumerate(distinct)}
+    known = table or document_table(examples, layout, multiple, memory, widths)
     most = max(len(example.documents) for example in examples)
-    width = most if most <= 1 else bucket(most, CANDIDATE_MULTIPLE)
+    width = most if most <= 1 else fit(most, CANDIDATE_MULTIPLE)
     candidates = np.full((len(examples), max(width, 1)), -1, dtype=np.int32)
     for i, example in enumerate(examples):
-        candidates[i, : len(example.documents)] = [row[document] for document in example.documents]
-    rows = bucket(len(distinct), len(examples)) if distinct else 0
+        candidates[i, : len(example.documents)] = [known.rows[document] for document in example.documents]
     slots = (candidates.shape[1] if top_k is None else top_k) * layout.num_memory_tokens
     return Batch(
-        pad_documents(distinct, layout, rows, multiple) if memory is None else pad_rows(memory(distinct), rows),
+        known.documents,
         mx.array(candidates),
-        *decoder_rows(examples, layout, slots, multiple),
+        *decoder_rows(examples, layout, slots, multiple, widths),
         key,
-        None if top_k is None else questions_of(examples, layout, candidates.shape[1], multiple),
+        None if top_k is None else questions_of(examples, layout, candidates.shape[1], multiple, table, widths),
     )
 
 
 def decoder_rows(
-    examples: Sequence[Example], layout: Layout, slots: int, multiple: int
+    examples: Sequence[Example], layout: Layout, slots: int, multiple: int, widths: Widths
 ) -> tuple[mx.array, mx.array, mx.array, mx.array]:
     """Return (tokens, target_index, targets, target_mask) of a batch, with room for `slots` memory vectors a row."""
     tokens = [
@@ -120,27 +152,61 @@ def decoder_rows(
     ]
     answers = [[i for i, role in enumerate(example.roles) if role == ANSWER] for example in examples]
     targets = [[example.tokens[i] for i in where] for example, where in zip(examples, answers, strict=True)]
-    count = bucket(max(len(where) for where in answers), multiple)
+    count = fit(max(len(where) for where in answers), multiple, widths.answers)
     return (
-        pad(tokens, len(examples), bucket(max(len(row) for row in tokens), multiple)),
+        pad(tokens, len(examples), fit(max(len(row) for row in tokens), multiple, widths.tokens)),
         pad([[i - 1 for i in where] for where in answers], len(examples), count),
         pad(targets, len(examples), count),
         mx.arange(count)[None] < mx.array([len(where) for where in answers])[:, None],
     )
 
 
-def questions_of(examples: Sequence[Example], layout: Layout, width: int, multiple: int) -> Retrieval:
-    """Return the questions of the examples, in rows of their own length, and which of `width` candidates are right."""
+def questions_of(
+    examples: Sequence[Example],
+    layout: Layout,
+    width: int,
+    multiple: int,
+    table: DocumentTable | None,
+    widths: Widths,
+) -> Retrieval:
+    """Return the questions of the examples, in rows of their own length, and which of `width` candidates are right.
+
+    With a table, also the choice among all of its documents.
+    """
     positives = np.zeros((len(examples), width), dtype=bool)
     for i, example in enumerate(examples):
         positives[i, list(example.positives)] = True
-    questions = pad_documents([example.question for example in examples], layout, len(examples), multiple)
-    return Retrieval(questions, mx.array(positives))
+    questions = pad_documents([example.question for example in examples], layout, len(examples), multiple, widths)
+    return Retrieval(questions, mx.array(positives), None if table is None else in_batch_choice(examples, table))
 
 
-def pad_documents(documents: Sequence[Tokens], layout: Layout, rows: int, multiple: int) -> Documents:
+def in_batch_choice(examples: Sequence[Example], table: DocumentTable) -> InBatch:
+    """Return each question's choice among all documents of a table, which is of these examples and maybe of others.
+
+    What holds the answer to the same question by another example is left out, unless it does by this one too.
+    """
+
+    def right(example: Example) -> list[int]:
+        return [table.rows[example.documents[place]] for place in example.positives]
+
+    answers: dict[Tokens, list[int]] = {}
+    for example in table.examples:
+        answers.setdefault(example.question, []).extend(right(example))
+    there = np.arange(table.height) < len(table.rows)
+    positives = np.zeros((len(examples), table.height), dtype=bool)
+    known = np.zeros_like(positives)
+    for i, example in enumerate(examples):
+        positives[i, right(example)] = True
+        known[i, answers[example.question]] = True
+    return InBatch(mx.array(positives), mx.array(positives | (there & ~known)))
+
+
+def pad_documents(
+    documents: Sequence[Tokens], layout: Layout, rows: int, multiple: int, widths: Widths = EVERY
+) -> Documents:
     """Return the documents padded to `rows` rows, each with room for its memory tokens."""
-    width = bucket(max((len(d) for d in documents), default=0) + layout.num_memory_tokens, multiple)
+    longest = max((len(document) for document in documents), default=0)
+    width = fit(longest + layout.num_memory_tokens, multiple, widths.documents)
     lengths = [len(document) for document in documents] + [0] * (rows - len(documents))
     return Documents(pad(documents, rows, width), mx.array(lengths, dtype=mx.int32))
 

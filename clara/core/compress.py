@@ -69,7 +69,7 @@ def compress(
         scale=config.lora.scale,
         dropout=config.lora.dropout,
         key=key,
-        grad_checkpoint=config.compute.grad_checkpoint,
+        grad_checkpoint=config.compute.recomputed,
         dequantize_rows=config.compute.dequantize_rows,
     )
     memory = read_memory(hidden, lengths, layout.num_memory_tokens)

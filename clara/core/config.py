@@ -176,15 +176,21 @@ class OptimizerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     clip_norm: Annotated[float, Meta(gt=0, description="Largest global norm of the gradient.")] = 1.0
     warmup_ratio: Annotated[float, Meta(ge=0, lt=1, description="Share of the steps that warm up.")] = 0.03
     final_ratio: Annotated[float, Meta(ge=0, le=1, description="Last learning rate as a share of the peak.")] = 0.1
+    anchor_rate: Annotated[
+        float, Meta(gt=0, description="Learning rate of the anchors' gain and query, as a multiple of all others'.")
+    ] = 1.0
 
 
 class ComputeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What trades time against memory, without changing a result."""
 
     grad_checkpoint: Annotated[
-        int,
-        Meta(ge=0, description="Recompute every n-th layer in the backward pass to save memory; 0 = none."),
-    ] = 0
+        Literal["auto"] | Annotated[int, Meta(ge=0)],
+        Meta(
+            description="Recompute every n-th layer in the backward pass to save memory; 0 = none; auto: as few as let "
+            "a step fit the device, by an estimate."
+        ),
+    ] = "auto"
     logits_chunk: Annotated[
         int, Meta(ge=1, description="Answer positions whose vocabulary logits exist at one time.")
     ] = 1024
@@ -192,6 +198,11 @@ class ComputeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         int,
         Meta(ge=0, description="Positions from which a quantised layer is dequantised for a plain product; 0 = never."),
     ] = 1024
+
+    @property
+    def recomputed(self) -> int:
+        """Every how many layers one is recomputed; 0 for none, and where auto was not resolved for a device."""
+        return 0 if self.grad_checkpoint == "auto" else self.grad_checkpoint
 
 
 class StepConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

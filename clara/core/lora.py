@@ -125,6 +125,8 @@ def adapted_products(layers: Sequence[Layer], scale: float) -> Callable[..., Seq
         grad_a = mx.split(times(grad_low @ inputs[-1], scale), ends(lora_a), axis=0)
         parts = mx.split(outputs[-1], ends(lora_a), axis=0)
         grad_b = [times(part @ grad, scale) for part, grad in zip(parts, grads, strict=True)]
+        # Products of this layer before those of the layer below: else the gradients of all outputs wait for them.
+        grad_inputs = mx.depends(grad_inputs, [*grad_a, *grad_b])
         return (*grad_inputs, *(part.T for part in grad_a), *grad_b)
 
     return cast(Callable[..., Sequence[mx.array]], products)

@@ -60,7 +60,8 @@ def chunked_next_token_loss(
         total, grads = mx.zeros(()), list[mx.array]()
         for i in range(0, rows.shape[0], chunk):
             at = slice(i, i + chunk)
-            value, grad = mx.value_and_grad(part)(rows[at], flat_targets[at], flat_mask[at])
+            own = mx.depends(rows[at], [total, *grads[-1:]])  # one chunk after the other
+            value, grad = mx.value_and_grad(part)(own, flat_targets[at], flat_mask[at])
             total, grads = total + value, [*grads, grad]
         return total, mx.concatenate(grads)
 

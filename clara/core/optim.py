@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import mlx.core as mx
@@ -10,13 +10,20 @@ import mlx.optimizers as optim
 from mlx.utils import tree_map
 
 from clara.core.config import OptimizerConfig
+from clara.core.packing import ANCHOR, ANCHORS
 from clara.core.types import Optimizer, Params
 
+ANCHOR_LEAVES = (ANCHOR, *ANCHORS)
+"""Names of what `anchor_rate` is for: leaves of a tree of parameters, and their vector where these are packed."""
 
-def pure(make: Callable[[], optim.Optimizer], clip_norm: float | None = None) -> Optimizer:
+
+def pure(
+    make: Callable[[], optim.Optimizer], clip_norm: float | None = None, rates: Mapping[str, float] | None = None
+) -> Optimizer:
     """Return an mlx optimizer as (init, update); gradients are first clipped to a global norm where one is given.
 
-    make: builds the optimizer. Its state, step counter and learning rate included, is passed in and out.
+    make: builds the optimizer. Its state, step counter and learning rate included, is passed in and out. rates: by how
+    much more than the optimizer has it a parameter moves, by its name at the top of the tree.
     """
 
     def init(params: Params) -> dict[str, Any]:
@@ -29,8 +36,11 @@ def pure(make: Callable[[], optim.Optimizer], clip_norm: float | None = None) ->
         optimizer.state = tree_map(lambda leaf: leaf, state)  # the optimizer writes into its state: give it a copy
         if clip_norm is not None:
             grads, _ = optim.clip_grad_norm(grads, clip_norm)
-        params = optimizer.apply_gradients(grads, params)
-        return params, optimizer.state
+        updated = optimizer.apply_gradients(grads, params)
+        for name, rate in (rates or {}).items():
+            if name in params:
+                updated[name] = params[name] + rate * (updated[name] - params[name])
+        return updated, optimizer.state
 
     return Optimizer(init, update)
 
@@ -63,4 +73,5 @@ def adamw(config: OptimizerConfig, total_steps: int) -> Optimizer:
             bias_correction=True,
         )
 
-    return pure(make, config.clip_norm)
+    rate = config.anchor_rate
+    return pure(make, config.clip_norm, None if rate == 1 else dict.fromkeys(ANCHOR_LEAVES, rate))

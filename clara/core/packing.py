@@ -1,7 +1,7 @@
 """Trained leaves as a few long vectors: one cast, one norm, one optimizer step and one message for hundreds of arrays.
 
 A small base has some hundred adapter matrices; what is done to each of them alone costs more time than all products of
-a step. Packed, they are {"lora_a", "lora_b", "other"}: float32 vectors, whose parts are views and cost nothing.
+a step. Packed, they are {"lora_a", "lora_b", "anchor", "other"}: float32 vectors, whose parts are views at no cost.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from mlx.utils import tree_flatten, tree_map
 
 from clara.core.types import Params
 
-OTHER = "other"
 ADAPTERS = ("lora_a", "lora_b")
+ANCHOR, OTHER = "anchor", "other"
+ANCHORS = ("anchor_gain", "anchor_query")
+"""Leaves that share a vector, since they may be trained at a rate of their own."""
 
 
 class Packing(NamedTuple):
@@ -32,19 +34,21 @@ class Packing(NamedTuple):
 
 
 def packing_of(params: Params) -> Packing:
-    """Return how a tree of leaves is packed: all `lora_a` in one vector, all `lora_b`, and the others."""
+    """Return how a tree of leaves is packed: all `lora_a` in one vector, all `lora_b`, the anchors', and the others."""
     leaves = tree_flatten(params)
-    last = [name.rpartition(".")[2] for name, _ in leaves]
-    groups = {
-        group: tuple(i for i, name in enumerate(last) if (name if name in ADAPTERS else OTHER) == group)
-        for group in (*ADAPTERS, OTHER)
-    }
+    kinds = [group_of(name.rpartition(".")[2]) for name, _ in leaves]
+    groups = {group: tuple(i for i, kind in enumerate(kinds) if kind == group) for group in (*ADAPTERS, ANCHOR, OTHER)}
     number = itertools.count()
     return Packing(
         tree_map(lambda _: next(number), params),
         tuple(tuple(leaf.shape) for _, leaf in leaves),
         {group: members for group, members in groups.items() if members},
     )
+
+
+def group_of(name: str) -> str:
+    """Return the vector that a leaf of this name goes into."""
+    return name if name in ADAPTERS else ANCHOR if name in ANCHORS else OTHER
 
 
 def pack(packing: Packing, params: Params) -> dict[str, mx.array]:
@@ -62,7 +66,7 @@ def unpack(packing: Packing, packed: dict[str, mx.array], dtype: mx.Dtype | None
     for group, members in packing.groups.items():
         vector = packed[group]
         vector = vector * scale if group == "lora_b" and scale != 1 else vector
-        vector = vector.astype(dtype) if dtype is not None and group != OTHER else vector
+        vector = vector.astype(dtype) if dtype is not None and group in ADAPTERS else vector
         leaves |= dict(zip(members, parts_of(vector, [packing.shapes[i] for i in members]), strict=True))
     return tree_map(lambda number: leaves[number], packing.numbers)  # type: ignore[no-any-return]
 

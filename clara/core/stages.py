@@ -202,7 +202,7 @@ def answer_loss(
         scale=config.lora.scale,
         dropout=config.lora.dropout,
         key=key,
-        grad_checkpoint=config.compute.grad_checkpoint,
+        grad_checkpoint=config.compute.recomputed,
         dequantize_rows=config.compute.dequantize_rows,
     )
     hidden = mx.take_along_axis(hidden, batch.target_index[..., None], axis=1)

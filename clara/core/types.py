@@ -53,6 +53,15 @@ class Documents(NamedTuple):
     """int32[N]: tokens before the memory slots; 0 marks a filler row."""
 
 
+class InBatch(NamedTuple):
+    """A choice of each question among all documents of a batch, those of other questions included."""
+
+    positives: mx.array
+    """bool[B, U]: documents that hold the answer."""
+    mask: mx.array
+    """bool[B, U]: documents that are chosen among; not fillers, nor what answers the same question elsewhere."""
+
+
 class Retrieval(NamedTuple):
     """What the questions of a batch choose by."""
 
@@ -60,13 +69,18 @@ class Retrieval(NamedTuple):
     """The questions, framed like documents, one row an example."""
     positives: mx.array
     """bool[B, N]: candidates that hold the answer."""
+    in_batch: InBatch | None = None
+    """The choice with in-batch negatives, which the contrastive loss may be over."""
 
 
 class Batch(NamedTuple):
     """Everything one step reads, its randomness included."""
 
     documents: Documents | mx.array
-    """The distinct documents, as tokens, or as memories that were computed before: float[U, M, D]."""
+    """The distinct documents, as tokens, or as memories that were computed before: float[U, M, D].
+
+    Of a micro-batch with in-batch negatives, those of the whole batch.
+    """
     candidates: mx.array
     """int32[B, N]: each example's documents, as rows of `documents`; −1 where it has fewer."""
     tokens: mx.array

@@ -4,90 +4,18 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Literal, NamedTuple
+from typing import NamedTuple
 
 import mlx.core as mx
 import numpy as np
-from msgspec import Meta, Struct
 
-from clara.core.collate import Example, Tokens, collate
+from clara.core.collate import EVERY, DocumentTable, Example, Tokens, collate, document_table
 from clara.core.config import CHOOSING, Stage
 from clara.core.types import Batch
+from clara.core.widths import Widths
+from clara.io.data_config import DataConfig
 from clara.io.examples import Encoder, encode_choice, encode_document, encode_record, turns
 from clara.io.records import Record
-
-
-class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is learnt from, in which order and in which portions."""
-
-    data: Annotated[
-        str,
-        Meta(description="Training data: JSON Lines files, with commas between, or the built-in `sample`."),
-    ] = "sample"
-    heldout: Annotated[
-        str,
-        Meta(description="Held-out data, likewise; auto: `sample-heldout` for the sample, none for other data."),
-    ] = "auto"
-    candidates: Annotated[
-        int,
-        Meta(
-            ge=0,
-            description="Documents that each record has at least, filled up from other records; 0 = its own alone.",
-        ),
-    ] = 0
-    gold_only: Annotated[
-        bool,
-        Meta(description="`pretrain` and `instruct` read only the documents that hold the answer (pos_index)."),
-    ] = False
-    reads: Annotated[
-        Literal["memory", "text"],
-        Meta(
-            description="What prompts of `pretrain` and `instruct` hold of documents: memory, or text: their first "
-            "doc_max_tokens, for a generator that is tuned without any compressor."
-        ),
-    ] = "memory"
-    batch_size: Annotated[int, Meta(ge=1, description="Examples of one optimizer step.")] = 128
-    accumulate: Annotated[
-        int,
-        Meta(ge=1, description="Micro-batches that a batch is cut into; saves memory, changes no result."),
-    ] = 1
-    max_tokens: Annotated[int, Meta(ge=8, description="Longest decoder row; questions are cut, never answers.")] = 1024
-    length_multiple: Annotated[int, Meta(ge=1, description="Lengths are padded to a multiple of this.")] = 32
-    qa_form: Annotated[
-        Literal["pairs", "turns"],
-        Meta(
-            description="How `pretrain` learns: pairs: one reply with all questions and answers; turns: each question "
-            "asked, answers learnt."
-        ),
-    ] = "pairs"
-    autoencode_share: Annotated[
-        float, Meta(ge=0, le=1, description="Share of `pretrain` examples that repeat their document, at first.")
-    ] = 0.0
-    autoencode_until: Annotated[
-        float, Meta(gt=0, le=1, description="Part of the run in which that share fades to its floor.")
-    ] = 1.0
-    autoencode_floor: Annotated[float, Meta(ge=0, le=1, description="What that share fades to.")] = 0.0
-    autoencode_data: Annotated[
-        str,
-        Meta(
-            description="Further data, likewise, whose documents such examples repeat, each of them whether it holds "
-            "an answer or not; empty: the record's own."
-        ),
-    ] = ""
-    paraphrase_share: Annotated[
-        float,
-        Meta(ge=0, le=1, description="Share of `pretrain` examples that learn the paraphrase, of records with one."),
-    ] = 0.0
-    seed: Annotated[
-        int, Meta(ge=0, lt=2**32, description="Seed of shuffling, task mixing, dropout and start values.")
-    ] = 0
-
-    def __post_init__(self) -> None:
-        if self.autoencode_floor > self.autoencode_share:
-            raise ValueError(
-                f"autoencode_floor {self.autoencode_floor} is more than autoencode_share {self.autoencode_share}, "
-                "which fades to it: it must not be larger"
-            )
 
 
 class Feed(NamedTuple):
@@ -102,6 +30,11 @@ class Feed(NamedTuple):
     """The memories of documents, float[n, M, D], where batches carry them in place of tokens."""
     pool: Sequence[Record] = ()
     """Documents that autoencoding examples of `pretrain` take, a record each; none: those of their own records."""
+    widths: Widths = EVERY
+    """What lengths are padded to, where not to every multiple."""
+    in_batch_negatives: bool = False
+    """Whether questions of a choosing stage also choose among one another's documents: with `memory` those of a whole
+    step, else of their micro-batch."""
 
 
 class StepBatch(NamedTuple):
@@ -162,16 +95,34 @@ def encode_example(
     return encode_record(feed.encoder, record, task, turn, "one" if feed.stage == "instruct" else form, most)
 
 
-def to_batch(feed: Feed, examples: Sequence[Example], key: mx.array) -> Batch:
-    """Return examples as one batch of the feed's stage; key: uint32[2]."""
+def to_batch(feed: Feed, examples: Sequence[Example], key: mx.array, table: DocumentTable | None = None) -> Batch:
+    """Return examples as one batch of the feed's stage; key: uint32[2].
+
+    table: what they choose among where the feed has in-batch negatives; None: one another's documents.
+    """
     top_k = feed.top_k if feed.stage in CHOOSING else None
-    return collate(examples, feed.encoder.layout, key, feed.config.length_multiple, top_k, feed.memory)
+    table = table or (table_of(feed, examples) if top_k and feed.in_batch_negatives else None)
+    config, layout = feed.config, feed.encoder.layout
+    return collate(examples, layout, key, config.length_multiple, top_k, feed.memory, table, feed.widths)
+
+
+def table_of(feed: Feed, examples: Sequence[Example]) -> DocumentTable:
+    """Return the documents of examples, with their memories where the feed gives these."""
+    return document_table(examples, feed.encoder.layout, feed.config.length_multiple, feed.memory, feed.widths)
 
 
 def training_batches(
     records: Sequence[Record], feed: Feed, total_steps: int, start: int = 0, part: tuple[int, int] = (0, 1)
 ) -> Iterator[StepBatch]:
     """Yield the batches of steps start ≤ step < total_steps; part: as in `step_batch`."""
+    for step, epoch, chosen in planned(records, feed, total_steps, start):
+        yield step_batch(chosen, feed, step, total_steps, epoch, part)
+
+
+def planned(
+    records: Sequence[Record], feed: Feed, total_steps: int, start: int = 0
+) -> Iterator[tuple[int, int, list[Record]]]:
+    """Yield (step, epoch, its records) of steps start ≤ step < total_steps."""
     config = feed.config
     size = min(config.batch_size, len(records))
     lengths = [sum(map(len, record.docs)) for record in records]
@@ -181,7 +132,7 @@ def training_batches(
         epoch, place = divmod(step, per_epoch)
         if not plan or place == 0:
             plan = epoch_plan(lengths, size, config.seed, epoch)
-        yield step_batch([records[i] for i in plan[place]], feed, step, total_steps, epoch, part)
+        yield step, epoch, [records[i] for i in plan[place]]
 
 
 def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float) -> list[tuple[Record, str]]:
@@ -227,20 +178,29 @@ def step_batch(
     """Return the records of one step as micro-batches; tasks and dropout keys come from (seed, step).
 
     Micro-batches hold examples of similar length. part: (number, count) of the processes that share a step. Each takes
-    every count-th micro-batch, of which there are then as many as divide by the count, and names all records.
+    every count-th micro-batch, of which there are then as many as divide by the count, and names all records. With
+    in-batch negatives and memories given, each micro-batch has the documents of the whole step, all parts included.
     """
     config, (rank, ranks) = feed.config, part
+    cuts = step_cuts(records, feed, step, total_steps, ranks)
+    keys = mx.random.split(mx.random.key(config.seed * 2**32 + step), len(cuts))
+    mine = range(rank, len(cuts), ranks)
+    whole = feed.in_batch_negatives and feed.stage in CHOOSING and feed.memory is not None
+    read = range(len(cuts)) if whole else mine
+    parts = {i: [encode_example(feed, record, task, turn, config.qa_form) for record, task in cuts[i]] for i in read}
+    table = table_of(feed, [example for part in parts.values() for example in part]) if whole else None
+    batches = [to_batch(feed, parts[i], keys[i], table) for i in mine]
+    tokens = sum(real_tokens(example) for i in mine for example in parts[i])
+    return StepBatch([record.id or "record" for cut in cuts for record, _ in cut], batches, tokens)
+
+
+def step_cuts(
+    records: Sequence[Record], feed: Feed, step: int, total_steps: int, ranks: int = 1
+) -> list[list[tuple[Record, str]]]:
+    """Return the micro-batches of a step as (record, task), examples of similar length together."""
     chosen = sorted(step_tasks(records, feed, step, step / total_steps), key=lambda one: extent(*one))
-    count = min(-(-config.accumulate // ranks) * ranks, len(chosen))
-    places = np.array_split(np.arange(len(chosen)), count)
-    keys = mx.random.split(mx.random.key(config.seed * 2**32 + step), count)
-    batches, tokens = [], 0
-    for i in range(rank, count, ranks):
-        mine = [chosen[place] for place in places[i]]
-        examples = [encode_example(feed, record, task, turn, config.qa_form) for record, task in mine]
-        batches.append(to_batch(feed, examples, keys[i]))
-        tokens += sum(map(real_tokens, examples))
-    return StepBatch([record.id or "record" for record, _ in chosen], batches, tokens)
+    count = min(-(-feed.config.accumulate // ranks) * ranks, len(chosen))
+    return [[chosen[place] for place in cut] for cut in np.array_split(np.arange(len(chosen)), count)]
 
 
 def real_tokens(example: Example) -> int:

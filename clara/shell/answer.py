@@ -7,7 +7,8 @@ chooses among candidates) and `paraphrase` (a document in other words, from its 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -18,6 +19,7 @@ from clara.core.compress import compress
 from clara.core.config import CHOOSING
 from clara.core.generate import bind_generator, shift_slots
 from clara.core.select import relevance_scores
+from clara.core.stages import lens_of
 from clara.io.errors import ClaraError
 from clara.io.examples import (
     encode_document,
@@ -78,9 +80,18 @@ def rank(session: Session, memory: mx.array, question: str) -> list[tuple[int, f
     """Return (index, relevance score) of each of N documents, best first, by their memory: float[N, M, D]."""
     if not memory.shape[0]:
         return []
-    query = compress_questions(session, [question])
-    scores: Any = relevance_scores(query, memory[None], session.config.retrieval.relevance)[0].tolist()
-    return sorted(enumerate(scores), key=lambda pair: -pair[1])
+    return ranked(session, compress_questions(session, [question])[0], [memory])
+
+
+def ranked(session: Session, query: mx.array, blocks: Iterable[mx.array]) -> list[tuple[int, float]]:
+    """Return (index, relevance score) of documents, best first, of equal scores the earlier document first.
+
+    query: float[M, D], of a question; blocks: float[n, M, D] each, the documents' memories one block after the other.
+    """
+    how, lens = session.config.retrieval.relevance, lens_of(session.params)
+    filled = (memory for memory in blocks if memory.shape[0])
+    scores: Any = (relevance_scores(query[None], memory[None], how, lens)[0].tolist() for memory in filled)
+    return sorted(enumerate(chain.from_iterable(scores)), key=lambda pair: -pair[1])
 
 
 def choose(session: Session, memory: mx.array, question: str) -> list[int]:

@@ -46,6 +46,7 @@ FREE_ON_RESUME = (
     "log_every",
     "report_to",
     "compile",
+    "compute.grad_checkpoint",
 )
 """Options that a resumed run may change; any other would make it another run."""
 

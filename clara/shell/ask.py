@@ -44,7 +44,8 @@ class Desk(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 answered, 130 interrupted, 1 a message to the user."""
     arguments = parser().parse_args(argv)
-    return guarded(lambda: run(arguments))
+    kept = "; what was answered is kept: run the same command again" if arguments.out else ""
+    return guarded(lambda: run(arguments), f"stopped{kept}")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -70,7 +71,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--out",
         metavar="FILE",
-        help="where --batch writes its answers, whole, at the end [standard output, as they come]",
+        help="where --batch writes its answers, whole, at the end; FILE.partial keeps them as they are made, and the "
+        "same command goes on where it stopped [standard output, as they come]",
     )
     add("--batch-size", type=int, default=8, metavar="N", help="questions of --batch answered together [%(default)s]")
     return found
@@ -85,11 +87,12 @@ def run(arguments: argparse.Namespace) -> int:
             raise ClaraError(
                 f"{path}: holds no passages; add some with python -m clara.shell.compress CORPUS --store …"
             )
-        session = session_of(checkpoint_for(path, arguments.checkpoint), arguments.model)
+        checkpoint = checkpoint_for(path, arguments.checkpoint)
+        session = session_of(checkpoint, arguments.model)
         require_compressor(store.info, store_fingerprint(session))
         desk = Desk(session, store, search_of(session, count(store), arguments), arguments)
         if arguments.batch:
-            return write_answers(session, store, desk.search, arguments)
+            return write_answers(session, store, desk.search, arguments, checkpoint.manifest.seal)
         if arguments.question is not None:
             ask(desk, arguments.question)
         else:
@@ -111,7 +114,8 @@ def check(arguments: argparse.Namespace) -> None:
         raise ClaraError("--batch answers its file's questions greedily: leave question, --time and --temperature out")
     if arguments.out and not arguments.batch:
         raise ClaraError("--out is for --batch")
-    if arguments.out and (Path(arguments.out).is_dir() or not Path(arguments.out).absolute().parent.is_dir()):
+    out = Path(arguments.out or "").expanduser().absolute()
+    if arguments.out and ((out.exists() and not out.is_file()) or not out.parent.is_dir()):
         raise ClaraError(f"--out {arguments.out}: wanted the name of a file in a folder that is there")
 
 

@@ -1,12 +1,14 @@
-"""Answers as data, and many questions of a file answered in batches."""
+"""Answers as data, and many questions of a file answered in batches, which a log keeps until all are."""
 
 from __future__ import annotations
 
 import argparse
 import codecs
+import hashlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +17,9 @@ from msgspec import Struct
 
 from clara.io.corpus.passages import Passage
 from clara.io.errors import ClaraError
-from clara.io.files import reason, write_atomic
+from clara.io.files import locked, reason, remove, write_atomic
+from clara.io.jsonlog import append_lines, encode_lines, read_lines
+from clara.io.memory_store.database import explained, passages_digest
 from clara.io.memory_store.store import Store
 from clara.shell.answer import Asked, answer_batch, answer_texts_batch
 from clara.shell.decode import Reply
@@ -65,6 +69,14 @@ class Query(NamedTuple):
     id: str | None
 
 
+class Part(Struct, frozen=True):
+    """Answers that were made together; the log of a file of answers has a line for each such part."""
+
+    key: str
+    """`part_key` of its questions."""
+    answers: list[Answer]
+
+
 class _Line(Struct, frozen=True):
     """A line of such a file; further fields are ignored."""
 
@@ -107,28 +119,101 @@ def answered(
     )
 
 
-def write_answers(session: Session, store: Store, how: Search, arguments: argparse.Namespace) -> int:
+def write_answers(session: Session, store: Store, how: Search, arguments: argparse.Namespace, model: str) -> int:
     """Answer the questions of a file, with progress, as JSON Lines in their order; return the exit status.
 
-    A file is written once at the end; after Ctrl-C it has what was answered by then. Raises ClaraError, naming file and
-    line, for a bad line, before anything is answered.
+    With --out as `fill` does, otherwise as they come. model: what tells the checkpoint from others. Raises ClaraError,
+    naming file and line, for a bad line, before anything is answered.
     """
-    queries = read_queries(Path(arguments.batch).expanduser())
-    lines, begun, done, stop = list[bytes](), time.perf_counter(), 0, False
+    queries, size = read_queries(Path(arguments.batch).expanduser()), arguments.batch_size
+    parts = [queries[i : i + size] for i in range(0, len(queries), size)]
+    settings = (arguments.text, arguments.max_tokens)
+
+    def ask(part: Sequence[Query]) -> list[Answer]:
+        return list(batch_answers(session, store, how, part, *settings))
+
+    def show(part: Sequence[Query], answers: Sequence[Answer]) -> None:
+        print(encode_lines(answers).decode(), end="", flush=True)
+
+    if not arguments.out:
+        return 0 if answer_parts(parts, ask, show) else 130
+    with explained(store.file):
+        facts = (model, store.info, passages_digest(store.database), how, *settings)
+    return fill(Path(arguments.out).expanduser(), parts, ask, facts)
+
+
+def fill(
+    out: Path, parts: Sequence[Sequence[Query]], ask: Callable[[Sequence[Query]], list[Answer]], facts: object
+) -> int:
+    """Write the answers to all parts into a file; return the exit status.
+
+    The file is written whole, at the end or, with what there is by then, after Ctrl-C. A log beside it keeps each part
+    as it is answered, and is removed at the end: what it has is not asked again. facts: what answers depend on besides
+    questions.
+    """
+    keys = [part_key(part, facts) for part in parts]
+    log, lock = out.with_name(f"{out.name}.partial"), out.with_name(f".{out.name}.lock")
+    with locked(lock, "answering questions"):
+        made = read_parts(log)
+        rest = {key: part for key, part in zip(keys, parts, strict=True) if key not in made}
+        before = sum(len(part) for key, part in zip(keys, parts, strict=True) if key in made)
+        if before:
+            print(f"answered  {before:,} before, taken from {log}", file=sys.stderr)
+
+        def keep(part: Sequence[Query], answers: list[Answer]) -> None:
+            found = Part(part_key(part, facts), answers)
+            append_lines(log, [found])
+            made[found.key] = found.answers
+
+        whole = answer_parts(list(rest.values()), ask, keep, before)
+        write_atomic(out, encode_lines(answer for key in keys for answer in made.get(key, ())))
+        if whole:
+            remove(log)
+        else:
+            print(f"interrupted; the same command goes on from {log}", file=sys.stderr)
+    with suppress(OSError):
+        lock.rmdir()  # which stays where a process that held it was killed
+    return 0 if whole else 130
+
+
+def part_key(part: Sequence[Query], facts: object) -> str:
+    """Return the name of some questions' answers: 32 hexadecimal digits of all that these depend on."""
+    return hashlib.sha256(msgspec.json.encode((facts, part))).hexdigest()[:32]
+
+
+def read_parts(log: Path) -> dict[str, list[Answer]]:
+    """Return the answers that a log has, by their part's key. Raises ClaraError, naming the line, for a damaged one."""
+    found = {}
+    for number, line in enumerate(read_lines(log), 1):
+        try:
+            part = msgspec.json.decode(line, type=Part)
+        except msgspec.DecodeError as error:
+            raise ClaraError(f"{log}:{number}: no answers ({error}); move it away to begin anew") from error
+        found[part.key] = part.answers
+    return found
+
+
+def answer_parts(
+    parts: Sequence[Sequence[Query]],
+    ask: Callable[[Sequence[Query]], list[Answer]],
+    keep: Callable[[Sequence[Query], list[Answer]], None],
+    before: int = 0,
+) -> bool:
+    """Answer questions part by part, with progress, and hand the answers to `keep`; return False after Ctrl-C.
+
+    before: how many were answered before.
+    """
+    total, begun, done, stop = before + sum(map(len, parts)), time.perf_counter(), before, False
     with interruptible("batch", sys.stderr) as interrupted:
-        while done < len(queries) and not stop:
-            part = queries[done : done + arguments.batch_size]
-            for answer in batch_answers(session, store, how, part, arguments.text, arguments.max_tokens):
-                lines.append(msgspec.json.encode(answer) + b"\n")
-                if not arguments.out:
-                    print(lines[-1].decode(), end="", flush=True)
+        for part in parts:
+            if stop:
+                break
+            keep(part, ask(part))
             done, stop = done + len(part), interrupted()
-            speed = done / (time.perf_counter() - begun)
-            left = (len(queries) - done) / speed
-            print(f"answered  {done:,}/{len(queries):,}, {speed:.1f} a second, {left:.0f} s left", file=sys.stderr)
-    if arguments.out:
-        write_atomic(Path(arguments.out).expanduser(), b"".join(lines))
-    return 130 if done < len(queries) else 0
+            speed = (done - before) / (time.perf_counter() - begun)
+            left = (total - done) / speed
+            print(f"answered  {done:,}/{total:,}, {speed:.1f} a second, {left:.0f} s left", file=sys.stderr)
+    return done == total
 
 
 def batch_answers(

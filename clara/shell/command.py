@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from clara.io.errors import ClaraError
+from clara.shell import stop_at_once
 
 
 def guarded(work: Callable[[], int], interrupted: str = "stopped") -> int:
@@ -16,6 +18,8 @@ def guarded(work: Callable[[], int], interrupted: str = "stopped") -> int:
     interrupted: what is said after Ctrl-C. What an output cannot show is escaped; an output that is closed or full ends
     the command without a traceback.
     """
+    if signal.getsignal(signal.SIGINT) is stop_at_once:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

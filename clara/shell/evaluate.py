@@ -35,6 +35,7 @@ from clara.io.files import locked, write_atomic
 from clara.io.report.document import Report, Section
 from clara.io.report.markdown import markdown, section
 from clara.shell.arguments import flag, flag_form
+from clara.shell.bounds import checked
 from clara.shell.command import guarded
 from clara.shell.evaluation.answering import answered
 from clara.shell.evaluation.choosing import Bench, prompt_size, read_by
@@ -75,10 +76,7 @@ def read_arguments(argv: Sequence[str] | None) -> EvaluateOptions:
         text = about.description + (f" [{defaults[name]}]" if shown else "")
         required = defaults[name] is msgspec.NODEFAULT
         parser.add_argument(flag(name), default=argparse.SUPPRESS, required=required, help=text, **flag_form(kind))
-    try:
-        return msgspec.convert(vars(parser.parse_args(argv)), EvaluateOptions, strict=False)
-    except msgspec.ValidationError as error:
-        raise ClaraError(f"options: {error}") from error
+    return checked(vars(parser.parse_args(argv)), EvaluateOptions)
 
 
 def evaluate(plan: Plan) -> int:

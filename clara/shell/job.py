@@ -3,30 +3,46 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import mlx.core as mx
+import msgspec
+import numpy as np
+from mlx.utils import tree_flatten
 
+from clara.core.collate import CANDIDATE_MULTIPLE, Tokens
 from clara.core.config import CHOOSING
+from clara.core.footprint import Load, recomputed_layers, shapes_of, step_bytes
 from clara.core.optim import adamw
 from clara.core.packing import Packing, pack, pack_state, packing_of, unpack, unpack_state
+from clara.core.projection import whitening
 from clara.core.stages import joined, trained_leaves
 from clara.core.step import EvalStep, make_eval_step, make_train_step, make_update
 from clara.core.types import Params, TrainState
+from clara.core.widths import fit
 from clara.io import cpu
 from clara.io.checkpoint import Checkpoint, Manifest, save_checkpoint, versions
 from clara.io.dataset import Feed, check_records, distinct_documents
 from clara.io.errors import ClaraError
+from clara.io.examples import encode_question
+from clara.io.lengths import measured_widths
 from clara.io.memories import read_memories
 from clara.io.records import Record, check_stage, document_records, golden, read_records, with_candidates
 from clara.shell.loop import Update
 from clara.shell.memories import compress_all
-from clara.shell.options import Options, heldout_of, to_plain
-from clara.shell.progress import heading
+from clara.shell.options import Options, heldout_of, step_config, to_plain
+from clara.shell.progress import compute_line, heading
 from clara.shell.ranks import ALONE, Ranks, first, require_even, require_same, share
 from clara.shell.reporters import check_reporters
-from clara.shell.setup import Session, data_fingerprint, extras_of, open_session, prepare_device
+from clara.shell.setup import Session, data_fingerprint, device_memory, extras_of, open_session, prepare_device
+
+MEMORY_SHARE = 0.85
+"""Of the device's memory, what a step may take by estimate; the rest is for kernels, data, and other programs."""
+
+LENS_DOCUMENTS = 4096
+"""Documents whose memories the start of pooled relevance is taken from."""
 
 
 class Job(NamedTuple):
@@ -69,10 +85,11 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
     compiled = prepare_device(options.compile)
     session = open_session(options, checkpoint)
     require_same(ranks, {"data": data, "base": session.fingerprint}, "all ranks want the same files")
-    feed = Feed(session.encoder, options.data, options.stage, options.retrieval.top_k, pool=read_pool(options))
+    feed = feed_of(options, session, records)
     check_records([*records, *heldout], feed)
     trained, frozen = trained_leaves(session.config, session.params, options.data.reads == "memory")
-    for line in heading(options, session, trained, records, cpu.preload()):
+    session, estimate = fitted(session, largest_load(options, feed, records, (trained, frozen), ranks))
+    for line in (*heading(options, session, trained, records, cpu.preload()), estimate):
         print(line, flush=True)
     optimizer = adamw(options.optimizer, options.steps)
     packing = packing_of(trained)
@@ -105,6 +122,55 @@ def read_data(options: Options) -> tuple[list[Record], list[Record]]:
     return sets[0], sets[1] if source else []
 
 
+def feed_of(options: Options, session: Session, records: Sequence[Record]) -> Feed:
+    """Return how the records of a stage become batches; `with_memories` adds the memories."""
+    negatives = options.retrieval.in_batch_negatives and options.loss.contrastive_weight > 0
+    top_k, pool = options.retrieval.top_k, read_pool(options)
+    feed = Feed(session.encoder, options.data, options.stage, top_k, pool=pool, in_batch_negatives=negatives)
+    if not options.data.length_buckets:
+        return feed
+    return feed._replace(widths=measured_widths(records, feed, options.steps, session.config.trains_compressor))
+
+
+def largest_load(
+    options: Options, feed: Feed, records: Sequence[Record], params: tuple[Params, Params], ranks: Ranks = ALONE
+) -> Load:
+    """Return the largest micro-batch that a stage can have: every row as long as it may be.
+
+    params: trained and frozen ones.
+    """
+    data, encoder, widths = options.data, feed.encoder, feed.widths
+    batch = min(data.batch_size, len(records))
+    count = min(-(-data.accumulate // ranks.size) * ranks.size, batch)
+    rows, most = -(-batch // count), max(len(record.docs) for record in records)
+    layout, multiple = encoder.layout, data.length_multiple
+    memories, passes, answers = layout.num_memory_tokens, list[tuple[int, int]](), 0
+    if data.reads == "memory" and step_config(options).trains_compressor:
+        longest = len(layout.prefix) + options.memory.doc_max_tokens + len(layout.suffix) + memories
+        passes.append((rows * most, fit(longest, multiple, widths.documents)))
+    if options.stage in CHOOSING:
+        asked = max(len(encode_question(encoder, text)) for record in records for text in record.questions)
+        passes.append((rows, fit(asked + memories, multiple, widths.documents)))
+    if options.loss.next_token_weight:
+        passes.append((rows, fit(data.max_tokens, multiple, widths.tokens)))
+        answers = rows * passes[-1][1]
+    trained, frozen = (sum(leaf.size for _, leaf in tree_flatten(each)) for each in params)
+    vectors = rows * (fit(most, CANDIDATE_MULTIPLE) if most > 1 else 1) * memories
+    return Load(tuple(passes), answers, vectors, trained, frozen, count > ranks.size)
+
+
+def fitted(session: Session, load: Load) -> tuple[Session, str]:
+    """Return the session with the recomputation that is asked for, or else that fits, and the line that tells of it."""
+    config, there = session.config, device_memory()
+    shapes, every = shapes_of(session.base.module), config.compute.grad_checkpoint
+    if every == "auto":
+        every = recomputed_layers(shapes, config, load, MEMORY_SHARE * there)
+    compute = msgspec.structs.replace(config.compute, grad_checkpoint=every)
+    needed = step_bytes(shapes, config, load, every)
+    line = compute_line(every, needed, there, needed <= MEMORY_SHARE * there)
+    return session._replace(config=msgspec.structs.replace(config, compute=compute)), line
+
+
 def pool_source(options: Options) -> str:
     """Return the data whose documents a stage repeats; empty where it takes those of its records, or repeats none."""
     data = options.data
@@ -125,7 +191,24 @@ def with_memories(job: Job) -> Job:
     root = Path(options.memories).expanduser() if options.memories else job.folder / "memories"
     documents = distinct_documents([*job.records, *job.heldout], job.session.encoder)
     memories = compress_all(job.session, documents, root, ranks=job.ranks)
-    return job._replace(feed=job.feed._replace(memory=lambda wanted: read_memories(memories, wanted)))
+    job = job._replace(feed=job.feed._replace(memory=lambda wanted: read_memories(memories, wanted)))
+    return with_lens(job, documents) if job.session.config.has_lens and job.start == 0 else job
+
+
+def with_lens(job: Job, documents: Sequence[Tokens]) -> Job:
+    """Return a job whose pooled relevance begins with the whitening of documents' memories, where it was not trained.
+
+    Every document's vectors count, of at most `LENS_DOCUMENTS` documents, evenly spaced.
+    """
+    params = unpack(job.packing, job.state.params)
+    if not mx.array_equal(params["relevance_map"], mx.eye(len(params["relevance_map"]))):
+        return job
+    assert job.feed.memory is not None
+    some = documents[:: max(len(documents) // LENS_DOCUMENTS, 1)]
+    memory = np.array(job.feed.memory(some).astype(mx.float32))
+    center, weights = whitening(memory.reshape(-1, memory.shape[-1]))
+    params |= {"relevance_center": mx.array(center), "relevance_map": mx.array(weights)}
+    return job._replace(state=job.state._replace(params=pack(job.packing, params)))
 
 
 def current(job: Job, state: TrainState) -> Session:

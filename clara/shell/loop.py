@@ -105,7 +105,7 @@ def short_of_memory(error: Exception, number: int, batch: StepBatch) -> Exceptio
     examples = sum(len(each.tokens) for each in batch.batches)
     return ClaraError(
         f"step {number}: out of memory on {examples} examples in {len(batch.batches)} micro-batches ({error}); "
-        "raise --accumulate or --grad-checkpoint, or lower --batch-size"
+        "raise --accumulate, lower --batch-size, or give --grad-checkpoint 1"
     )
 
 

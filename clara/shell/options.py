@@ -25,8 +25,9 @@ from clara.core.config import (
     stage_loss,
 )
 from clara.core.prompts import Prompts
-from clara.io.dataset import DataConfig
+from clara.io.data_config import DataConfig
 from clara.io.errors import ClaraError
+from clara.shell.bounds import checked
 
 INHERITED = ("model", "memory", "lora", "prompts")
 """Options that a stage takes over from the checkpoint it starts from."""
@@ -219,7 +220,4 @@ def for_stage(layer: Mapping[str, Any], stage: str, source: str) -> dict[str, An
 
 def to_options(layers: Mapping[str, Any], source: str = "options") -> Options:
     """Return nested dicts as options. Raises ClaraError that names the option, what was found and what is wanted."""
-    try:
-        return msgspec.convert(layers, Options, strict=False)
-    except msgspec.ValidationError as error:
-        raise ClaraError(f"{source}: {error}") from error
+    return checked(layers, Options, source)

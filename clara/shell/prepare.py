@@ -31,9 +31,9 @@ from clara.io.files import staged_file
 from clara.io.records import Record, check_stage, iterate_records
 from clara.io.tokens import Tokenizer
 from clara.shell.arguments import flag, flag_form, new_layers, resolve
+from clara.shell.bounds import checked
 from clara.shell.command import guarded
 from clara.shell.options import leaves, to_options
-from clara.shell.preparing.bounds import refusal
 from clara.shell.preparing.candidates import with_hard_candidates
 from clara.shell.preparing.corpus import Tally, corpus_records
 from clara.shell.preparing.questions import QuestionConfig, model_ask, question_fields, work_off
@@ -92,11 +92,7 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[list[str], Path, Prepare
         group.add_argument(flag(path[-1]), dest="/".join(path), default=argparse.SUPPRESS, help=text, **flag_form(kind))
     found = vars(parser.parse_args(argv))
     sources, out = found.pop("sources"), Path(os.path.expanduser(found.pop("out")))
-    given = unflatten(found)
-    try:
-        return sources, out, msgspec.convert(given, PrepareOptions, strict=False)
-    except msgspec.ValidationError as error:
-        raise ClaraError(refusal(error, given)) from error
+    return sources, out, checked(unflatten(found), PrepareOptions)
 
 
 def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> int:

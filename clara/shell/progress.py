@@ -33,6 +33,14 @@ def heading(options: Options, session: Session, trained: Params, records: Sequen
     ]
 
 
+def compute_line(every: int, needed: int, there: int, fits: bool) -> str:
+    """Return the line on the memory of a step, in bytes; every: each every-th layer is recomputed, 0 for none."""
+    layers = "no layer" if every == 0 else "every layer" if every == 1 else f"one layer in {every}"
+    size = f"{needed / 1e9:.1f} GB by estimate, {there / 1e9:.0f} GB there"
+    advice = "" if fits else "; may not fit: raise --accumulate or lower --batch-size"
+    return f"compute   steps of up to {size}; {layers} recomputed{advice}"
+
+
 def step_line(step: Step, total: int, seconds: Sequence[float], peak: int) -> str:
     """Return a progress line; the time left is reckoned from the median of the last 20 steps. peak: bytes."""
     recent = sorted(seconds[-20:])

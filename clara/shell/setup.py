@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -14,7 +15,7 @@ from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from clara.core.bind import anatomy, part_of
 from clara.core.config import CHOOSING, StepConfig
-from clara.core.init import add_reasoner, init_base, init_params, resample_memory
+from clara.core.init import add_lens, add_reasoner, init_base, init_params, resample_memory
 from clara.core.types import Base, Params
 from clara.io import cuda
 from clara.io.base import LoadedBase, load_base
@@ -60,11 +61,19 @@ def prepare_device(compile: str = "auto") -> bool:
     maybe_set_recommended_wired_limit()
     if mx.cuda.is_available():
         cuda.keep_memory()
+        cuda.keep_kernels()
         mx.set_cache_limit(int(mx.device_info()["total_memory"]) // CACHE_SHARE)
     on_cpu = mx.default_device() == mx.cpu
     if on_cpu and compile != "on":
         mx.disable_compile()
     return compile == "on" or (compile == "auto" and not on_cpu)
+
+
+def device_memory() -> int:
+    """Return the bytes of memory that there are for training: the GPU's (what Metal recommends), or the machine's."""
+    info = mx.device_info()
+    known = [info[name] for name in ("max_recommended_working_set_size", "total_memory") if name in info]
+    return int(known[0]) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def open_session(options: Options, checkpoint: Checkpoint | None = None, loaded: LoadedBase | None = None) -> Session:
@@ -89,7 +98,7 @@ def open_session(options: Options, checkpoint: Checkpoint | None = None, loaded:
         params = {**params, "adapters": {**params["adapters"], "generator": anew}}
     params = resample_memory(params, options.memory.num_memory_tokens)
     if options.stage in CHOOSING:
-        params = add_reasoner(params)
+        params = add_lens(add_reasoner(params)) if config.has_lens else add_reasoner(params)
     mx.eval(base.special_embeddings, base.embedding_rms, params)
     encoder = make_encoder(
         loaded.tokenizer, base.layout, options.memory.doc_max_tokens, options.data.max_tokens, options.prompts

@@ -107,7 +107,7 @@ def training_line(base: Base, options: Options, rows: int) -> str:
     cut = ""
     limit = mx.device_info().get("max_recommended_working_set_size") or mx.device_info().get("memory_size")
     if limit and total > float(limit):
-        cut = f"; more than the {float(limit) / 1e9:.0f} GB here: raise --accumulate or --grad-checkpoint"
+        cut = f"; more than the {float(limit) / 1e9:.0f} GB here: raise --accumulate, or give --grad-checkpoint 1"
     return f"about {total / 1e9:.1f} GB for {rows} rows of full length, {small / 1e9:.1f} GB for one short row{cut}"
 
 

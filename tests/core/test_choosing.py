@@ -27,11 +27,12 @@ from tiny import (
     tiny_batch,
     tiny_config,
     tiny_example,
+    tiny_layout,
     tiny_params,
 )
 
 from clara.core.bind import hidden_states
-from clara.core.collate import Example
+from clara.core.collate import Example, document_table
 from clara.core.compress import compress
 from clara.core.config import LoraConfig, LossConfig, Stage
 from clara.core.select import RECALL_AT, ranking_terms, relevance_scores
@@ -217,6 +218,12 @@ IN_BATCH = {
 }
 
 
+def in_batch(*examples: Example) -> Batch:
+    """Return a batch whose questions choose among one another's documents."""
+    chosen = examples or EXAMPLES
+    return choosing_batch(*chosen, table=document_table(chosen, tiny_layout(), 8))
+
+
 def in_batch_loss(name: str, batch: Batch, train: bool = True) -> tuple[dict[str, Term], Params]:
     """Return the terms of a batch with in-batch negatives, and the gradient of the contrastive one."""
     params = tiny_params(BASE, IN_BATCH[name])
@@ -231,7 +238,7 @@ def in_batch_loss(name: str, batch: Batch, train: bool = True) -> tuple[dict[str
 
 @pytest.mark.parametrize("name", IN_BATCH)
 def test_with_in_batch_negatives_the_contrastive_term_is_over_all_documents_of_the_batch(name: str) -> None:
-    config, params, batch = IN_BATCH[name], tiny_params(BASE, IN_BATCH[name]), choosing_batch()
+    config, params, batch = IN_BATCH[name], tiny_params(BASE, IN_BATCH[name]), in_batch()
     memory = compress(BASE, config, params, batch.documents).memory[:40]
     query = compress(BASE, config, params, batch.retrieval.questions, adapter="reasoner").memory
     expected, first = 0.0, 0
@@ -251,7 +258,7 @@ def test_with_in_batch_negatives_the_contrastive_term_is_over_all_documents_of_t
 
 @pytest.mark.parametrize("name", IN_BATCH)
 def test_of_one_question_the_batch_holds_no_further_negatives(name: str) -> None:
-    batch = choosing_batch(EXAMPLES[3])
+    batch = in_batch(EXAMPLES[3])
     plain = msgspec.structs.replace(IN_BATCH[name].retrieval, in_batch_negatives=False)
     config = msgspec.structs.replace(IN_BATCH[name], retrieval=plain)
     expected = stage_terms(BASE, config, tiny_params(BASE, config), batch)
@@ -260,20 +267,25 @@ def test_of_one_question_the_batch_holds_no_further_negatives(name: str) -> None
 
 @pytest.mark.parametrize("name", IN_BATCH)
 def test_filler_rows_and_memories_in_place_of_documents_change_no_in_batch_negative(name: str) -> None:
-    batch = choosing_batch()
-    terms, _ = in_batch_loss(name, batch)
+    terms, _ = in_batch_loss(name, in_batch())
+    table = document_table(EXAMPLES, tiny_layout(), 8)
+    documents = table.documents
     if name == "joint":
-        wide = batch._replace(
-            documents=Documents(*(mx.pad(each, [(0, 8)] + [(0, 0)] * (each.ndim - 1)) for each in batch.documents))
-        )
+        wide = Documents(*(mx.pad(each, [(0, 8)] + [(0, 0)] * (each.ndim - 1)) for each in documents))
     else:
-        memory = compress(BASE, IN_BATCH[name], tiny_params(BASE, IN_BATCH[name]), batch.documents).memory
-        wide = batch._replace(documents=mx.concatenate([memory, 9 * mx.ones((8, *memory.shape[1:]))]))
-    assert_close(in_batch_loss(name, wide)[0], terms, 1e-5)
+        memory = compress(BASE, IN_BATCH[name], tiny_params(BASE, IN_BATCH[name]), documents).memory
+        wide = mx.concatenate([memory, 9 * mx.ones((8, *memory.shape[1:]))])
+    batch = choosing_batch(table=table._replace(documents=wide, height=table.height + 8))
+    assert_close(in_batch_loss(name, batch)[0], terms, 1e-5)
+
+
+def test_a_batch_without_a_choice_among_its_documents_is_refused_where_that_is_wanted() -> None:
+    with pytest.raises(ValueError, match="in_batch_negatives: collate the batch with a table"):
+        in_batch_loss("flattened", choosing_batch())
 
 
 def test_in_batch_negatives_change_neither_choice_nor_ranking() -> None:
-    batch, config = choosing_batch(), CONFIGS["joint"]
+    batch, config = in_batch(), CONFIGS["joint"]
     found, _ = in_batch_loss("joint", batch, train=False)
     expected = stage_terms(BASE, config, params_of("joint"), batch, train=False)
     assert found["contrastive"][0].item() > 1.01 * expected["contrastive"][0].item()

@@ -19,15 +19,16 @@ from clara.core.collate import (
     INPUT,
     Example,
     Tokens,
-    bucket,
     collate,
     document_slot_ids,
+    document_table,
     frame_document,
     pad,
     truncate,
 )
 from clara.core.memory import slot_index
-from clara.core.types import Batch
+from clara.core.types import Batch, Documents
+from clara.core.widths import Widths
 
 LAYOUT = tiny_layout()
 COUNT, FIRST = LAYOUT.num_memory_tokens, LAYOUT.first_slot
@@ -156,7 +157,8 @@ def test_numbers_of_documents_and_candidates_have_few_shapes(chosen: list[Exampl
 @given(batches_of_examples, multiples)
 def test_questions_and_positives_come_along_where_something_is_chosen(chosen: list[Example], multiple: int) -> None:
     batch = collate(chosen, LAYOUT, mx.random.key(0), multiple, top_k=3)
-    questions, positives = batch.retrieval
+    questions, positives, in_batch = batch.retrieval
+    assert in_batch is None, "no table, no choice among all documents"
     pairs = zip(questions.tokens.tolist(), questions.lengths.tolist(), strict=True)
     assert [tuple(row[:length]) for row, length in pairs] == [example.question for example in chosen]
     assert questions.tokens.shape[1] % multiple == 0
@@ -179,6 +181,63 @@ def test_memories_stand_in_place_of_the_documents_they_were_made_from(chosen: li
     sums = plain.documents.tokens.sum(axis=-1)
     assert_same(batch.documents, mx.broadcast_to(sums[:, None, None].astype(mx.float32), (sums.size, COUNT, 2)))
     assert_same(batch[1:-1], plain[1:-1])
+
+
+def choice_among(*chosen: Example, of: Sequence[Example] = ()) -> list[list[set[int]]]:
+    """Return for each example which rows of the table of all (of: of others before them, too) are right and there."""
+    table = document_table([*of, *chosen], LAYOUT)
+    batch = collate(chosen, LAYOUT, mx.random.key(0), 8, top_k=3, table=table)
+    assert batch.retrieval.in_batch.mask.shape == (len(chosen), batch.document_rows)
+    return [[set(np.nonzero(row)[0].tolist()) for row in np.array(each)] for each in batch.retrieval.in_batch]
+
+
+def asking(question: int, documents: Sequence[int], *positives: int) -> Example:
+    """Return an example whose question and documents are one number each."""
+    return Example("asking", tuple((number,) for number in documents), (1,), (FIXED,), (question,), positives)
+
+
+def test_all_documents_of_a_table_but_fillers_are_chosen_among() -> None:
+    first, second, other = asking(7, [10, 11], 1), asking(8, [11, 12, 13], 2), asking(9, [14])
+    assert choice_among(first, second) == [[{1}, {3}], [{0, 1, 2, 3}] * 2]
+    assert choice_among(first, second, other) == [[{1}, {3}, set()], [{0, 1, 2, 3, 4}] * 3]
+    assert choice_among(second, of=[first, other]) == [[{4}], [{0, 1, 2, 3, 4}]]
+    assert document_table([first, second, other], LAYOUT).height == 6, "one row is a filler"
+
+
+def test_what_answers_a_question_elsewhere_is_never_its_negative() -> None:
+    # A document twice among the candidates, and the same question twice, each time with another right document.
+    first, other, last = asking(7, [10, 10, 11], 0), asking(8, [12, 13, 14]), asking(7, [11, 12, 13], 0, 1, 2)
+    assert choice_among(first, other, last) == [[{0}, set(), {1, 2, 3}], [{0, 4}, {0, 1, 2, 3, 4}, {1, 2, 3, 4}]]
+    assert choice_among(last, of=[first, other]) == [[{1, 2, 3}], [{1, 2, 3, 4}]]
+
+
+@given(
+    st.lists(examples(fewest_documents=1), min_size=1, max_size=5), st.lists(st.integers(0, 2), min_size=5), st.data()
+)
+def test_a_choice_among_a_table_equals_a_loop(chosen: list[Example], asked: list[int], data: st.DataObject) -> None:
+    chosen = [example._replace(question=(number,)) for example, number in zip(chosen, asked, strict=False)]
+    first = data.draw(st.integers(0, len(chosen) - 1))
+    rows = list(dict.fromkeys(document for example in chosen for document in example.documents))
+    found = choice_among(*chosen[first:], of=chosen[:first])
+    for right, mask, example in zip(*found, chosen[first:], strict=True):
+        own = {example.documents[place] for place in example.positives}
+        known = {e.documents[place] for e in chosen if e.question == example.question for place in e.positives}
+        assert {rows[i] for i in right} == own
+        assert {rows[i] for i in mask} == own | (set(rows) - known)
+
+
+@given(batches_of_examples, st.data())
+def test_a_part_of_a_batch_has_the_documents_of_its_table(chosen: list[Example], data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, len(chosen) - 1))
+    table, part = document_table(chosen, LAYOUT, 8), chosen[first:]
+    batch = collate(part, LAYOUT, mx.random.key(0), 8, top_k=3, table=table)
+    plain = collate(part, LAYOUT, mx.random.key(0), 8, top_k=3)
+    assert_same(batch.documents, collated(chosen, 8).documents)
+    tokens, lengths = (each.tolist() for each in batch.documents)
+    for row, example in zip(batch.candidates.tolist(), part, strict=True):
+        assert [tuple(tokens[i][: lengths[i]]) for i in row if i >= 0] == list(example.documents)
+    assert_same(batch[2:-1], plain[2:-1])
+    assert_same(batch.retrieval[:2], plain.retrieval[:2])
 
 
 @given(batches_of_examples, multiples)
@@ -213,11 +272,12 @@ def test_a_multiple_adds_padding_and_nothing_else(chosen: list[Example], multipl
 
 
 def test_index_arrays_are_int32_and_masks_bool() -> None:
-    batch = tiny_batch(tiny_example(0, top_k=1), top_k=1)
-    questions, positives = batch.retrieval
+    asked = tiny_example(0, top_k=1)
+    batch = tiny_batch(asked, top_k=1, table=document_table([asked], LAYOUT))
+    questions, positives, in_batch = batch.retrieval
     arrays = [*batch.documents, batch.candidates, batch.tokens, batch.target_index, batch.targets, *questions]
     assert {array.dtype for array in arrays} == {mx.int32}
-    assert {positives.dtype, batch.target_mask.dtype} == {mx.bool_}
+    assert {positives.dtype, batch.target_mask.dtype, *(each.dtype for each in in_batch)} == {mx.bool_}
 
 
 def test_the_key_goes_with_the_batch() -> None:
@@ -267,14 +327,6 @@ def test_truncate_fails_by_name_where_no_input_is_left_to_drop(example: Example,
         truncate(example._replace(name="record 17"), limit)
 
 
-@given(st.integers(0, 500), st.integers(1, 64))
-def test_bucket_is_the_smallest_multiple_that_holds_the_length(length: int, multiple: int) -> None:
-    size = bucket(length, multiple)
-    assert size % multiple == 0
-    assert size >= max(length, 1)
-    assert size - multiple < max(length, 1)
-
-
 @given(st.lists(ordinary, max_size=9), st.integers(1, 9))
 def test_frame_document_cuts_the_text_and_never_the_frame(ids: list[int], limit: int) -> None:
     assert frame_document(ids, LAYOUT, limit) == (LAYOUT.enc_id, 1, *ids[:limit], 2)
@@ -316,3 +368,14 @@ def test_an_answer_with_nothing_before_it_is_refused_by_name() -> None:
     headless = tiny_example(0)._replace(name="line 3", tokens=(4, 5), roles=(ANSWER, ANSWER))
     with pytest.raises(ValueError, match="line 3"):
         collate([headless], tiny_layout(), mx.random.key(0))
+
+
+def test_lengths_are_padded_to_the_widths_that_are_given() -> None:
+    examples = [tiny_example(i, (9, 4), 3 + i) for i in range(3)]
+    plain = collate(examples, tiny_layout(), mx.random.key(0), 4)
+    widths = Widths((48,), (64, 80), (12, 33))
+    batch = collate(examples, tiny_layout(), mx.random.key(0), 4, widths=widths)
+    assert isinstance(batch.documents, Documents) and batch.documents.tokens.shape[1] == 48
+    assert (batch.tokens.shape[1], batch.targets.shape[1]) == (64, 12)
+    assert_same(batch.tokens[:, : plain.tokens.shape[1]], plain.tokens)
+    assert_same(batch.target_mask[:, : plain.target_mask.shape[1]], plain.target_mask)

@@ -6,6 +6,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.optimizers as optim
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -244,3 +245,16 @@ def test_pure_keeps_what_the_optimizer_itself_would_keep() -> None:
         params, state = wrapped.update(grads, state, params)
     assert_close(params, expected, 1e-7)
     assert_same(state, stateful.state)
+
+
+def test_what_has_a_rate_of_its_own_moves_so_much_more() -> None:
+    params = {"anchor_gain": mx.ones((3,)), "memory_embeddings": mx.ones((3,))}
+    grads = {name: mx.array([1.0, -2.0, 0.5]) for name in params}
+    config = OptimizerConfig(learning_rate=0.01, warmup_ratio=0.0)
+    moves = {}
+    for rate in (1.0, 5.0):
+        optimizer = adamw(msgspec.structs.replace(config, anchor_rate=rate), STEPS)
+        moved, _ = optimizer.update(grads, optimizer.init(params), params)
+        moves[rate] = {name: np.array(moved[name]) - 1 for name in params}
+    np.testing.assert_allclose(moves[5.0]["anchor_gain"], 5 * moves[1.0]["anchor_gain"], rtol=1e-4)
+    np.testing.assert_allclose(moves[5.0]["memory_embeddings"], moves[1.0]["memory_embeddings"], rtol=1e-6)

@@ -45,13 +45,13 @@ def test_unpacking_is_the_inverse_of_packing(config: StepConfig) -> None:
     assert_same(unpack(packing, pack(packing, trained)), trained)
 
 
-def test_a_tree_becomes_three_vectors_by_kind() -> None:
-    trained, _, _ = leaves_of(CONFIGS["pretrain"])
+def test_a_tree_becomes_four_vectors_by_kind() -> None:
+    trained, _, _ = leaves_of(CONFIGS["anchored, with dropout"])
     packed = pack(packing_of(trained), trained)
-    sizes = {"lora_a": 0, "lora_b": 0, "other": 0}
+    sizes = {"lora_a": 0, "lora_b": 0, "anchor": 0, "other": 0}
+    kinds = {"lora_a": "lora_a", "lora_b": "lora_b", "anchor_gain": "anchor", "anchor_query": "anchor"}
     for name, leaf in tree_flatten(trained):
-        last = name.rpartition(".")[2]
-        sizes[last if last in sizes else "other"] += leaf.size
+        sizes[kinds.get(name.rpartition(".")[2], "other")] += leaf.size
     assert {name: vector.shape for name, vector in packed.items()} == {name: (size,) for name, size in sizes.items()}
 
 
@@ -139,7 +139,7 @@ def test_an_optimizer_state_goes_there_and_back() -> None:
     _, state = updated(config, packed=True)
     packing = packing_of(leaves_of(config)[0])
     packed = pack_state(packing, state)
-    assert set(packed) == {"step", "learning_rate", "lora_a", "lora_b", "other"}
+    assert set(packed) == {"step", "learning_rate", "lora_a", "lora_b", "anchor", "other"}
     assert_same(unpack_state(packing, packed), state)
     shapes = tree_map(lambda leaf: leaf.shape, packed["lora_a"])
     assert shapes["m"] == shapes["v"] == pack(packing, leaves_of(config)[0])["lora_a"].shape

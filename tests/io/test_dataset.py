@@ -10,16 +10,19 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 import pytest
-from folders import tiny_encoder, tiny_tokenizer, write_choices, write_records
+from folders import tiny_encoder, tiny_folder, tiny_session, tiny_tokenizer, write_choices, write_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map
+from tiny import assert_close, assert_same
 
-from clara.core.config import Stage
-from clara.core.types import Batch, Documents
+from clara.core.config import LossConfig, Relevance, RetrievalConfig, Stage, StepConfig
+from clara.core.stages import stage_counts, trained_leaves
+from clara.core.step import make_train_step
+from clara.core.types import Batch, Documents, StepResult
+from clara.io.data_config import DataConfig
 from clara.io.dataset import (
     WINDOW,
-    DataConfig,
     Feed,
     StepBatch,
     check_records,
@@ -33,6 +36,7 @@ from clara.io.dataset import (
 from clara.io.errors import ClaraError
 from clara.io.examples import Encoder, encode_document, encode_record
 from clara.io.records import Record, document_records, read_records
+from clara.shell.setup import Session
 
 MIXED = DataConfig(batch_size=4, length_multiple=16, autoencode_share=0.5, paraphrase_share=0.5, qa_form="turns")
 lengths = st.lists(st.integers(1, 200), min_size=1, max_size=120)
@@ -477,6 +481,122 @@ def test_batches_carry_memories_where_they_are_given(encoder: Encoder, choices: 
         wanted = [len(document) for document in asked]
         assert batch.documents[: len(asked), 0, 0].tolist() == wanted and len(set(asked)) == 7
         asked.clear()
+
+
+@pytest.fixture(scope="module")
+def chooser(tmp_path_factory: pytest.TempPathFactory) -> Session:
+    """Return a session of the tiny base whose adapters do something."""
+    return tiny_session(tiny_folder(tmp_path_factory.mktemp("chooser")), stage="retrieval")
+
+
+def drawn_memory(documents: Sequence[tuple[int, ...]]) -> mx.array:
+    """Return random memories, float32[n, 4, 32], each drawn by its document."""
+    rows = [np.random.default_rng(document).standard_normal((4, 32)) for document in documents]
+    return mx.array(np.stack(rows).astype(np.float32))
+
+
+def with_a_question_asked_twice(choices: list[Record]) -> list[Record]:
+    """Return seven records: the first's question comes again, with another right document, in a far longer record."""
+    docs = ["z" * 60, choices[4].docs[2], choices[0].docs[1]]
+    again = msgspec.structs.replace(choices[0], id="again", docs=docs, pos_index=[1, 2])
+    return [*choices, again, msgspec.structs.replace(choices[1], id="unknown", pos_index=[])]
+
+
+def summed_step(chooser: Session, config: StepConfig, feed: Feed, records: list[Record], ranks: int) -> StepResult:
+    """Return the first training step as so many processes take it together."""
+    trained, frozen = trained_leaves(config, chooser.params)
+    parts = [next(training_batches(records, feed, 1, 0, (rank, ranks))).batches for rank in range(ranks)]
+    counts = [stage_counts(config, batch) for part in parts for batch in part]
+    totals = tree_map(lambda *each: sum(each), *counts)
+    steps = [
+        make_train_step(chooser.base, config, frozen, share=lambda tree: totals if isinstance(tree, dict) else tree)
+        for _ in parts
+    ]
+    results = [step(trained, part) for step, part in zip(steps, parts, strict=True)]
+    whole = tree_map(lambda *each: sum(each), *results)
+    return whole._replace(metrics=whole.metrics | {f"{name}_count": count for name, count in totals.items()})
+
+
+@pytest.mark.parametrize(
+    ("stage", "relevance"), [("retrieval", "flattened"), ("retrieval", "late"), ("end_to_end", "flattened")]
+)
+def test_in_batch_negatives_are_those_of_the_whole_step_however_it_is_cut(
+    stage: Stage, relevance: Relevance, chooser: Session, choices: list[Record]
+) -> None:
+    how = RetrievalConfig(top_k=2, relevance=relevance, in_batch_negatives=True)
+    loss = LossConfig(next_token_weight=float(stage == "end_to_end"), alignment_weight=0.0, contrastive_weight=1.0)
+    config = msgspec.structs.replace(chooser.config, stage=stage, retrieval=how, loss=loss)
+    records = with_a_question_asked_twice(choices)
+
+    def taken(accumulate: int, ranks: int = 1) -> StepResult:
+        data = DataConfig(batch_size=7, accumulate=accumulate, length_multiple=16)
+        feed = Feed(chooser.encoder, data, stage, 2, drawn_memory, in_batch_negatives=True)
+        return summed_step(chooser, config, feed, records, ranks)
+
+    whole = taken(1)
+    assert whole.metrics["contrastive_count"].item() == 6, "one has no positive"
+    for cut in ((2, 1), (3, 1), (7, 1), (1, 2), (1, 3), (3, 2), (2, 3)):
+        found = taken(*cut)
+        assert_close(found.metrics, whole.metrics, 1e-5)
+        # A BLAS rounds by the shape of a product; a temperature of 0.02 magnifies that.
+        assert_close(found.grads, whole.grads, 1e-4)
+
+
+def test_each_micro_batch_has_the_documents_of_its_step_and_the_choice_of_its_rows(
+    encoder: Encoder, choices: list[Record]
+) -> None:
+    records = with_a_question_asked_twice(choices)
+    data = DataConfig(batch_size=7, length_multiple=16)
+    feed = Feed(encoder, data, "retrieval", 2, drawn_memory, in_batch_negatives=True)
+    (whole,) = next(training_batches(records, feed, 1)).batches
+    assert whole.retrieval is not None and whole.retrieval.in_batch is not None
+    fillers = len(whole.documents) - len(distinct_documents(records, encoder))
+    mask = np.array(whole.retrieval.in_batch.mask)
+    assert fillers == 6 and not mask[:, -fillers:].any() and mask[:, :-fillers].sum(axis=1).tolist().count(8) > 1
+    cut = feed._replace(config=changed(data, accumulate=3))
+    step = next(training_batches(records, cut, 1))
+    named = [set(names) for names in np.array_split(step.names, 3)]
+    assert not any({"c0", "again"} <= names for names in named), "the question is asked in two micro-batches"
+    for field in ("positives", "mask"):
+        parts = [getattr(batch.retrieval.in_batch, field) for batch in step.batches if batch.retrieval]
+        assert_same(mx.concatenate(parts), getattr(whole.retrieval.in_batch, field))
+    assert all(batch.documents is step.batches[0].documents for batch in step.batches), "read once"
+    shares = [next(training_batches(records, cut, 1, 0, (i, 2))) for i in range(2)]
+    assert 0 < shares[0].tokens < step.tokens == sum(share.tokens for share in shares), "each counts its own"
+
+
+def chosen_among(batches: Sequence[Batch]) -> list[bool]:
+    """Return whether each batch's questions choose among the candidates of that batch, and no other documents."""
+    found = []
+    for batch in batches:
+        assert batch.retrieval is not None and batch.retrieval.in_batch is not None
+        own = set(np.unique(np.array(batch.candidates)).tolist()) - {-1}
+        found.append(set(np.nonzero(np.array(batch.retrieval.in_batch.mask).any(axis=0))[0].tolist()) == own)
+    return found
+
+
+def test_where_documents_are_compressed_anew_negatives_are_those_of_the_micro_batch(
+    encoder: Encoder, choices: list[Record]
+) -> None:
+    feed = Feed(encoder, DataConfig(batch_size=5, accumulate=2, length_multiple=16), "retrieval")._replace(
+        in_batch_negatives=True
+    )
+    (anew,), (cached,) = (training_batches(choices, feed._replace(memory=memory), 1) for memory in (None, drawn_memory))
+    assert chosen_among(anew.batches) == [True, True] and chosen_among(cached.batches) == [False, False]
+
+
+def test_an_evaluation_batch_has_its_own_in_batch_negatives(encoder: Encoder, choices: list[Record]) -> None:
+    feed = Feed(encoder, DataConfig(), "retrieval", 2, drawn_memory, in_batch_negatives=True)
+    assert chosen_among(list(evaluation_batches(choices, feed, 2))) == [True, True]
+
+
+@pytest.mark.parametrize(("stage", "negatives"), [("retrieval", False), ("instruct", True)])
+def test_a_feed_that_wants_no_in_batch_negatives_gets_none(
+    stage: Stage, negatives: bool, encoder: Encoder, choices: list[Record]
+) -> None:
+    feed = Feed(encoder, DataConfig(batch_size=5), stage, 2, drawn_memory, in_batch_negatives=negatives)
+    (batch,) = next(training_batches(choices, feed, 1)).batches
+    assert (batch.retrieval is None or batch.retrieval.in_batch is None) and batch.document_rows == 10
 
 
 def test_documents_with_the_same_tokens_count_once(encoder: Encoder) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 from folders import tiny_folder, tiny_session
 
 from clara.core.bind import anatomy, head, hidden_states, part_of
+from clara.core.config import Relevance
 from clara.io.errors import ClaraError
 from clara.io.examples import encode_prompt
 from clara.io.tokens import decode
@@ -28,6 +30,7 @@ from clara.shell.answer import (
     no_memory,
     paraphrase,
     rank,
+    ranked,
     read_prompt,
     text_generator,
     text_prompt,
@@ -189,6 +192,23 @@ def test_a_ranking_holds_every_document_with_its_score_best_first(choosing: Sess
     assert all(-1.001 <= score <= 1.001 for _, score in found)
     assert [i for i, _ in found][:2] == choose(choosing, memory, "Which?")
     assert rank(choosing, no_memory(choosing), "Which?") == []
+
+
+@pytest.mark.parametrize("how", ["flattened", "late", "pooled"])
+def test_documents_rank_alike_in_blocks_of_any_size(choosing: Session, how: Relevance) -> None:
+    memory = compress_texts(choosing, TEXTS)
+    memory = mx.concatenate([memory, memory[:1]])
+    query = compress_questions(choosing, ["Which?"])[0]
+    config = choosing.config
+    retrieval = msgspec.structs.replace(config.retrieval, relevance=how)
+    session = choosing._replace(config=msgspec.structs.replace(config, retrieval=retrieval))
+    whole = ranked(session, query, [memory])
+    (first,) = (place for place, (i, _) in enumerate(whole) if i == 0)
+    assert whole[first + 1] == (len(TEXTS), whole[first][1]), "of equal ones the earlier first"
+    parts = ranked(session, query, [memory[:1], memory[:0], memory[1:]])
+    assert [i for i, _ in parts] == [i for i, _ in whole]
+    assert [score for _, score in parts] == pytest.approx([score for _, score in whole], abs=1e-5)
+    assert ranked(session, query, []) == []
 
 
 def test_a_question_is_compressed_by_the_reasoner_or_else_by_the_compressor(choosing: Session) -> None:

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, Union, get_args, get_origin
 
 import mlx.core as mx
 import msgspec
@@ -73,6 +73,8 @@ def another(path: str, options: Options) -> Any:
         return not value
     if get_origin(kind) is Literal:
         return next((choice for choice in get_args(kind) if choice != value), value)
+    if get_origin(kind) is Union:  # a number, or auto
+        return 3 if value == "auto" else "auto"
     if kind is float:
         return value / 2 + 0.25
     return value + 1 if kind is int else value + "x"
@@ -141,18 +143,18 @@ def test_a_json_file_says_the_same_as_a_toml_file(tmp_path: Path) -> None:
         ("step = 7", ["unknown field `step`"]),
         ("[memory]\nanchor = true", ["unknown field `anchor`", "$.memory"]),
         ("[extra]\na = 1", ["unknown field `extra`"]),
-        ('steps = "many"', ["int", "$.steps"]),
+        ('steps = "many"', ["steps many: wanted a whole number"]),
         ("memory = 3", ["object", "int", "$.memory"]),
-        ("steps = 0", ["int", ">= 1", "$.steps"]),
-        ("[lora]\ndropout = 1.0", ["< 1.0", "$.lora.dropout"]),
-        ("[lora]\nrank = 2.5", ["int", "float", "$.lora.rank"]),
-        ('[data]\nqa_form = "song"', ["'song'", "$.data.qa_form"]),
+        ("steps = 0", ["steps 0: wanted 1 or more"]),
+        ("[lora]\ndropout = 1.0", ["lora.dropout 1.0: wanted less than 1"]),
+        ("[lora]\nrank = 2.5", ["lora.rank 2.5: wanted a whole number"]),
+        ('[data]\nqa_form = "song"', ["data.qa_form song: wanted one of pairs, turns"]),
         (
             "[memory]\ncompression_rate = 512\ndoc_max_tokens = 8",
             ["compression_rate 512", "doc_max_tokens 8", "$.memory"],
         ),
         ("[loss]\nnext_token_weight = 0\nalignment_weight = 0", ["all loss weights are 0", "$"]),
-        ("[optimizer]\nlearning_rate = 0", ["> 0.0", "$.optimizer.learning_rate"]),
+        ("[optimizer]\nlearning_rate = 0", ["optimizer.learning_rate 0: wanted more than 0"]),
     ],
 )
 def test_a_wrong_value_in_a_file_is_named_with_the_file(content: str, said: list[str], tmp_path: Path) -> None:
@@ -166,11 +168,11 @@ def test_a_wrong_value_in_a_file_is_named_with_the_file(content: str, said: list
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--steps", "many"], ["int", "$.steps"]),
-        (["--steps", "0"], [">= 1", "$.steps"]),
-        (["--dropout", "1"], ["< 1.0", "$.lora.dropout"]),
-        (["--learning-rate", "fast"], ["float", "$.optimizer.learning_rate"]),
-        (["--learning-rate", "nan"], ["$.optimizer.learning_rate"]),
+        (["--steps", "many"], ["--steps many: wanted a whole number"]),
+        (["--steps", "0"], ["--steps 0: wanted 1 or more"]),
+        (["--dropout", "1"], ["--dropout 1: wanted less than 1"]),
+        (["--learning-rate", "fast"], ["--learning-rate fast: wanted a number"]),
+        (["--learning-rate", "nan"], ["--learning-rate nan: wanted more than 0"]),
         (["--compression-rate", "512"], ["compression_rate 512", "$.memory"]),
     ],
 )
@@ -182,7 +184,7 @@ def test_a_wrong_flag_is_named(argv: list[str], said: list[str]) -> None:
 def test_a_wrong_flag_is_not_laid_at_the_door_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "own.toml").write_text("steps = 7")
     message = refusal("--config", str(tmp_path / "own.toml"), "--steps", "many")
-    assert "$.steps" in message and "own.toml" not in message
+    assert message == "--steps many: wanted a whole number"
 
 
 @pytest.mark.parametrize("argv", [["--step", "7"], ["--colour", "red"], ["red"], ["--qa-form", "song"], ["--steps"]])
@@ -233,15 +235,18 @@ def test_resuming_takes_the_options_of_the_run_and_not_of_the_recipe(tmp_path: P
     assert checkpoint is not None and checkpoint.manifest.step == 3 and notes == ()
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path not in {"run", "stage"} and path in FREE_ON_RESUME])
+FREE = [name.replace(".", "/") for name in FREE_ON_RESUME]
+
+
+@pytest.mark.parametrize("path", [path for path in PATHS if path not in {"run", "stage"} and path in FREE])
 def test_a_resumed_run_may_change_what_is_free(path: str, tmp_path: Path) -> None:
     options = read(*stage_for(path))
     checkpoint_of(tmp_path, options)
     value = another(path, options)
-    assert value_at(read("--resume", str(tmp_path), *arguments(path, value)), [path]) == value
+    assert value_at(read("--resume", str(tmp_path), *arguments(path, value)), path.split("/")) == value
 
 
-@pytest.mark.parametrize("path", [path for path in PATHS if path not in (*FREE_ON_RESUME, *EARLY)])
+@pytest.mark.parametrize("path", [path for path in PATHS if path not in (*FREE, *EARLY)])
 def test_a_resumed_run_may_not_change_what_makes_it_another(path: str, tmp_path: Path) -> None:
     options = read(*stage_for(path))
     checkpoint_of(tmp_path, options)
@@ -259,7 +264,7 @@ def test_all_changed_options_are_listed_at_once_with_those_that_are_free(tmp_pat
 
 
 def test_free_options_are_options() -> None:
-    assert set(FREE_ON_RESUME) <= set(PATHS)
+    assert set(FREE) <= set(PATHS)
 
 
 def test_resuming_from_nothing_is_named(tmp_path: Path) -> None:
@@ -375,8 +380,7 @@ def test_stages_may_have_their_own_dropout() -> None:
 
 
 def test_a_wrong_value_of_one_stage_is_named_with_the_stage() -> None:
-    message = refusal("--stage", "all", "--instruct.steps", "0")
-    assert message.startswith("stage instruct: ") and "$.steps" in message
+    assert refusal("--stage", "all", "--instruct.steps", "0") == "stage instruct: --steps 0: wanted 1 or more"
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import io
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlx.core as mx
 import msgspec
 import pytest
-from runs import tiny_run
+from runs import Run, command_of, tiny_run
 from stores import lamp, tiny_store
 
 from clara.io.memory_store.store import opened_store
@@ -23,7 +23,6 @@ from clara.shell.retrieve import default_search, retrieve
 from clara.shell.setup import Session
 from clara.shell.stores import checkpoint_for, session_of
 
-Run = Callable[..., tuple[int, str, str]]
 QUESTION = "How does lamp number3 burn?"
 CUT = "note: the answer was cut at --max-tokens 8\n"
 """The tiny base never ends an answer by itself."""
@@ -47,9 +46,7 @@ def command(capsys: pytest.CaptureFixture[str], path: Path) -> Run:
     """Return the command as a function of its arguments: (exit status, output, errors)."""
 
     def run(*argv: str | Path, store: Path = path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = ask.main(["--store", str(store), "--max-tokens", "8", *(str(argument) for argument in argv)])
-        return (status, *capsys.readouterr())
+        return command_of(ask.main, capsys, "--store", store, "--max-tokens", 8)(*argv)
 
     return run
 

@@ -112,7 +112,7 @@ def test_what_was_measured_before_ctrl_c_is_shown(
         (["--only", "data", "--data", "/nowhere/data.jsonl"], "/nowhere/data.jsonl"),
         (["--only", "compress", "--model", "/nowhere/base"], "/nowhere/base: no such folder"),
         (["--memories", "x"], "--memories x: wanted whole numbers"),
-        (["--rounds", "0"], "options: "),
+        (["--rounds", "0"], "--rounds 0: wanted 1 or more"),
     ],
 )
 def test_what_cannot_be_run_is_said_in_one_line(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from clara.io.errors import ClaraError
+from clara.shell import stop_at_once
 from clara.shell.command import guarded
 
 PROGRAM = """
@@ -55,6 +57,43 @@ def command(out: str, **environment: str) -> tuple[int, str]:
         timeout=60,
     )
     return done.returncode, done.stderr
+
+
+PRESSED = "import signal\nsignal.raise_signal(signal.SIGINT)\n"
+
+
+def run_module(module: str, first: Path, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Return how a command ended that imports from the folder `first` before all others."""
+    where = os.pathsep.join([str(first), *(str(Path(path).parent) for path in sys.modules["clara"].__path__[:1])])
+    return subprocess.run(
+        ["bash", "-c", f'{before}exec "$0" -m "$1" --help', sys.executable, f"clara.shell.{module}"],
+        env={**os.environ, "PYTHONPATH": where},
+        cwd=first,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.mark.parametrize("module", ["ask", "bench", "train"])
+def test_ctrl_c_while_a_command_still_imports_ends_it_without_a_traceback(module: str, tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text(PRESSED)
+    found = run_module(module, tmp_path)
+    assert (found.returncode, found.stdout, found.stderr) == (130, "", "\nstopped\n")
+
+
+def test_ctrl_c_that_a_shell_has_switched_off_stays_off(tmp_path: Path) -> None:
+    (tmp_path / "numpy.py").write_text(PRESSED + "raise SystemExit(7)\n")
+    assert run_module("ask", tmp_path, "trap '' INT; ").returncode == 7
+
+
+def test_ctrl_c_is_an_interruption_again_once_the_command_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.signal(signal.SIGINT, stop_at_once)
+    try:
+        assert guarded(lambda: signal.raise_signal(signal.SIGINT) or 0) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == "\nstopped\n"
 
 
 def test_a_closed_pipe_ends_a_command_quietly() -> None:

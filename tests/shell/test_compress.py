@@ -9,14 +9,14 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
 from folders import tiny_folder, write_records
-from runs import tiny_run
+from runs import Run, command_of, tiny_run
 
 from clara.core.collate import Tokens
 from clara.io.corpus.passages import Passage, content_hash, encode_record, passage_record
@@ -26,8 +26,6 @@ from clara.shell import compress
 from clara.shell.answer import compress_texts
 from clara.shell.setup import Session
 from clara.shell.stores import checkpoint_for, session_of
-
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -40,13 +38,7 @@ def compilation() -> Iterator[None]:
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return the command as a function of its arguments: (exit status, output, errors)."""
-
-    def run(*argv: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = compress.main([str(argument) for argument in argv])
-        return (status, *capsys.readouterr())
-
-    return run
+    return command_of(compress.main, capsys)
 
 
 @pytest.fixture(scope="module")

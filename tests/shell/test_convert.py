@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ import pytest
 from folders import tiny_folder, write_records
 from mlx.utils import tree_flatten
 from reference import GOLDEN
+from runs import Run, command_of
 from tiny import to_bytes
 
 from clara.io.checkpoint import load_checkpoint, newest_checkpoint
@@ -36,19 +36,12 @@ class Model:
                 {"role": "user", "content": f"Texts:\\n{docs}\\n\\nAsk:{query}"},
                 {"role": "assistant", "content": answer}]
 """
-Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return the command as a function of its arguments: (exit status, output, errors)."""
-
-    def run(*argv: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = convert.main([str(argument) for argument in argv])
-        return (status, *capsys.readouterr())
-
-    return run
+    return command_of(convert.main, capsys)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import msgspec
 import pytest
 from folders import tiny_folder, write_choices, write_records
 from pdfs import column, write_pdf
-from runs import text_run, tiny_run
+from runs import Run, command_of, text_run, tiny_run
 
 from clara.io.errors import ClaraError
 from clara.io.evaluation.formats import Question
@@ -36,7 +35,6 @@ METHOD = (
     "",
     "The alignment term is the mean squared error of mean memory and mean document state.",
 )
-Run = Callable[..., tuple[int, str, str]]
 ALL = [name for name in SYSTEMS if name != "tuned_text"]
 """What is asked where there is no generator that was tuned on text."""
 
@@ -64,10 +62,8 @@ def command(capsys: pytest.CaptureFixture[str], run: Path, data: Path) -> Run:
     """Return the command as a function of its arguments: (exit status, output, errors)."""
 
     def call(*argv: str | Path, source: Path | None = data) -> tuple[int, str, str]:
-        capsys.readouterr()
-        given = ["--checkpoint", run, "--max-tokens", 6, "--batch-size", 3]
-        status = evaluate.main([str(each) for each in (*given, *(("--data", source) if source else ()), *argv)])
-        return (status, *capsys.readouterr())
+        given = ("--checkpoint", run, "--max-tokens", 6, "--batch-size", 3)
+        return command_of(evaluate.main, capsys, *given)(*(("--data", source) if source else ()), *argv)
 
     return call
 
@@ -254,9 +250,9 @@ def test_a_generator_tuned_on_text_reads_documents_that_say_otherwise(command: R
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--limit", "-1"], "options: Expected `int` >= 0"),
-        (["--batch-size", "0"], "options: Expected `int` >= 1"),
-        (["--top-k", "many"], "options: Expected `int`"),
+        (["--limit", "-1"], "--limit -1: wanted 0 or more"),
+        (["--batch-size", "0"], "--batch-size 0: wanted 1 or more"),
+        (["--top-k", "many"], "--top-k many: wanted a whole number"),
         (["--systems", "telepathy"], "--systems telepathy: not one of memory"),
     ],
 )

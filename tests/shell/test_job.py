@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
 from folders import tiny_folder, tiny_options, write_choices, write_records
 from mlx.utils import tree_flatten, tree_map
 
 from clara.core.config import Stage
 from clara.core.packing import unpack
-from clara.io.checkpoint import Checkpoint, load_checkpoint
+from clara.core.projection import whitening
+from clara.io.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from clara.io.dataset import distinct_documents, training_batches
 from clara.io.errors import ClaraError
-from clara.shell.job import Job, current, prepare, read_data, read_pool, save, with_memories
+from clara.shell.job import MEMORY_SHARE, Job, current, largest_load, prepare, read_data, read_pool, save, with_memories
 from clara.shell.options import Options, to_options, to_plain
-from clara.shell.setup import data_fingerprint
+from clara.shell.setup import data_fingerprint, device_memory
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -54,6 +58,24 @@ def names(job: Job) -> tuple[set[str], set[str]]:
         for params in (unpack(job.packing, job.state.params), job.frozen)
     )
     return first, second
+
+
+@pytest.mark.parametrize(
+    ("stage", "weight", "wanted", "negatives"),
+    [
+        ("retrieval", 1.0, True, True),
+        ("retrieval", 1.0, False, False),
+        ("end_to_end", 0.3, True, True),
+        ("end_to_end", 0.0, True, False),
+    ],
+)
+def test_batches_have_in_batch_negatives_where_the_loss_has_a_use_for_them(
+    stage: Stage, weight: float, wanted: bool, negatives: bool, base: Path, data: Path, tmp_path: Path
+) -> None:
+    sections = {"retrieval": {"in_batch_negatives": wanted}, "loss": {"contrastive_weight": weight}}
+    job = with_memories(prepare(options_of(base, data, tmp_path, stage, **sections), None))
+    (batch,) = next(training_batches(job.records, job.feed, 1)).batches
+    assert batch.retrieval is not None and (batch.retrieval.in_batch is not None) == negatives
 
 
 JOINT = {"retrieval": {"train_compressor": True}}
@@ -243,3 +265,108 @@ def test_several_files_have_one_fingerprint_of_all(tmp_path: Path) -> None:
     first, second = write_records(tmp_path / "a.jsonl", range(2)), write_records(tmp_path / "b.jsonl", range(3))
     found = {data_fingerprint(f"{one},{two}") for one in (first, second) for two in (first, second)}
     assert len(found | {data_fingerprint(str(first)), data_fingerprint(str(second))}) == 6
+
+
+POOLED = {"retrieval": {"relevance": "pooled"}}
+
+
+def test_pooled_relevance_begins_with_the_whitening_of_the_documents(base: Path, data: Path, tmp_path: Path) -> None:
+    job = with_memories(prepare(options_of(base, data, tmp_path / "run", "retrieval", **POOLED), None))
+    params = current(job, job.state).params
+    assert job.feed.memory is not None
+    memory = np.array(job.feed.memory(distinct_documents(job.records, job.session.encoder)).astype(mx.float32))
+    center, weights = whitening(memory.reshape(-1, memory.shape[-1]))
+    np.testing.assert_allclose(np.array(params["relevance_center"]), center, atol=1e-6)
+    np.testing.assert_allclose(np.array(params["relevance_map"]), weights, atol=1e-5)
+    assert {"relevance_center", "relevance_map"} <= unpack(job.packing, job.state.params).keys(), "it is trained"
+
+
+def test_a_trained_lens_is_not_begun_anew(base: Path, data: Path, tmp_path: Path) -> None:
+    options = options_of(base, data, tmp_path / "run", "retrieval", **POOLED)
+    job = prepare(options, None)
+    trained = moved(job, 0.25, step=4)
+    later = options_of(base, data, tmp_path / "next", "end_to_end", start_from=str(trained.path), **POOLED)
+    after = with_memories(prepare(later, None))
+    params = current(after, after.state).params
+    np.testing.assert_allclose(np.array(params["relevance_map"]), np.array(trained.params["relevance_map"]))
+
+
+def sized(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    """Let the device have so many bytes."""
+    monkeypatch.setattr("clara.shell.job.device_memory", lambda: size)
+
+
+def recomputed(job: Job) -> tuple[Any, Any]:
+    """Return (which layers the steps of a job recompute, which were asked for)."""
+    saved = to_options(load_checkpoint(save(job, job.state)).config)
+    return job.session.config.compute.grad_checkpoint, saved.compute.grad_checkpoint
+
+
+def test_layers_are_recomputed_where_a_step_does_not_fit_the_device(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = options_of(base, data, tmp_path)
+    sized(monkeypatch, 1e9)
+    assert recomputed(prepare(options, None)) == (0, "auto")
+    said = re.search(
+        r"^compute   steps of up to \d\.\d GB by estimate, 1 GB there; no layer", capsys.readouterr().out, re.M
+    )
+    assert said is not None
+    sized(monkeypatch, 0)
+    checkpoint, _ = newest_checkpoint(tmp_path)
+    assert recomputed(prepare(options, checkpoint)) == (1, "auto"), "a resumed run chooses anew"
+    assert "every layer recomputed; may not fit: raise --accumulate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_number_that_is_asked_for_is_taken(
+    every: int, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sized(monkeypatch, 0)
+    job = prepare(options_of(base, data, tmp_path, compute={"grad_checkpoint": every}), None)
+    assert recomputed(job) == (every, every)
+
+
+def test_part_of_the_memory_is_left_to_what_is_not_counted(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clara.shell.job.step_bytes", lambda *_: 1000)
+    monkeypatch.setattr("clara.shell.job.recomputed_layers", lambda shapes, config, load, limit: int(limit))
+    sized(monkeypatch, 1000)
+    job = prepare(options_of(base, data, tmp_path), None)
+    assert job.session.config.compute.grad_checkpoint == 1000 * MEMORY_SHARE
+
+
+@pytest.mark.parametrize(
+    ("stage", "sections"),
+    [("pretrain", {}), ("instruct", {}), ("retrieval", {}), ("end_to_end", {}), ("end_to_end", JOINT)],
+)
+def test_no_batch_is_larger_than_the_largest(
+    stage: Stage, sections: dict[str, Any], base: Path, data: Path, tmp_path: Path
+) -> None:
+    job = prepare(options_of(base, data, tmp_path, stage, **sections), None)
+    job = job if job.session.config.trains_compressor else with_memories(job)
+    trained = unpack(job.packing, job.state.params)
+    load = largest_load(job.options, job.feed, job.records, (trained, job.frozen))
+    for each in training_batches(job.records, job.feed, 4):
+        for batch in each.batches:
+            found = [] if isinstance(batch.documents, mx.array) else [batch.documents.tokens.shape]
+            found += [batch.retrieval.questions.tokens.shape] if batch.retrieval else []
+            found += [batch.tokens.shape] if stage != "retrieval" else []
+            assert len(found) == len(load.passes)
+            assert all(r <= rows and t <= length for (r, t), (rows, length) in zip(found, load.passes, strict=True))
+            assert stage == "retrieval" or batch.target_index.size <= load.answers
+            assert batch.candidates.size * job.session.base.layout.num_memory_tokens <= load.memories
+    assert load.trained == sum(leaf.size for _, leaf in tree_flatten(job.state.params)) and not load.several
+
+
+@pytest.mark.parametrize(
+    ("told", "size"),
+    [({"total_memory": 7, "name": "H"}, 7), ({"max_recommended_working_set_size": 5, "memory_size": 8}, 5), ({}, 6)],
+)
+def test_memory_is_what_the_gpu_says_or_else_the_machines(
+    told: dict[str, Any], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clara.shell.setup.mx.device_info", lambda: told)
+    monkeypatch.setattr("os.sysconf", {"SC_PAGE_SIZE": 2, "SC_PHYS_PAGES": 3}.__getitem__)
+    assert device_memory() == size

@@ -14,7 +14,8 @@ from folders import tiny_folder, tiny_session, write_records
 from clara.core.collate import collate
 from clara.core.step import make_eval_step
 from clara.core.types import Batch, Documents, Params, Term, TrainState
-from clara.io.dataset import DataConfig, Feed, StepBatch, evaluation_batches
+from clara.io.data_config import DataConfig
+from clara.io.dataset import Feed, StepBatch, evaluation_batches
 from clara.io.errors import ClaraError
 from clara.io.examples import encode_record
 from clara.io.records import Record, read_records

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from folders import tiny_folder, tiny_tokenizer
 from pdfs import column, write_pdf
+from runs import Run, command_of
 
 from clara.io.corpus.passages import read_passages
 from clara.io.errors import ClaraError
@@ -21,7 +22,6 @@ from clara.io.tokens import encode
 from clara.shell import prepare, train
 from clara.shell.preparing.questions import Reply, Request
 
-Run = Callable[..., tuple[int, str, str]]
 PROSE = [f"Lamp {i} stands in town {i} and burns red all night long, as lamps of its kind do." for i in range(12)]
 
 
@@ -34,13 +34,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def command(base: Path, capsys: pytest.CaptureFixture[str]) -> Run:
     """Return the command as a function of its arguments: (exit status, output, errors)."""
-
-    def run(*argv: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = prepare.main(["--model", str(base), "--doc-max-tokens", "100", *map(str, argv)])
-        return (status, *capsys.readouterr())
-
-    return run
+    return command_of(prepare.main, capsys, "--model", base, "--doc-max-tokens", 100)
 
 
 @pytest.fixture

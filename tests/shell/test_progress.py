@@ -7,7 +7,7 @@ import pytest
 
 from clara.core.types import TrainState
 from clara.shell.loop import Step
-from clara.shell.progress import clock, heldout_line, step_line
+from clara.shell.progress import clock, compute_line, heldout_line, step_line
 
 
 @pytest.mark.parametrize(
@@ -45,6 +45,20 @@ def test_a_step_with_one_term_shows_the_loss_alone() -> None:
 
 def test_the_time_left_follows_the_last_twenty_steps() -> None:
     assert step_line(step(100, loss=1.0), 110, [60.0] * 80 + [1.0] * 20, 0).endswith("left 0:10")
+
+
+@pytest.mark.parametrize(
+    ("every", "fits", "shown"),
+    [
+        (0, True, "no layer recomputed"),
+        (1, True, "every layer recomputed"),
+        (3, True, "one layer in 3 recomputed"),
+        (1, False, "every layer recomputed; may not fit: raise --accumulate or lower --batch-size"),
+    ],
+)
+def test_the_memory_of_a_step_is_told_with_what_is_recomputed(every: int, fits: bool, shown: str) -> None:
+    line = compute_line(every, 14_240_000_000, 80_000_000_000, fits)
+    assert line == f"compute   steps of up to 14.2 GB by estimate, 80 GB there; {shown}"
 
 
 def test_an_evaluation_compares_the_memory_with_that_of_another_document() -> None:

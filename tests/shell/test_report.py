@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from evaluations import NASTY, SYSTEMS, write_evaluation, write_run
+from runs import Run, command_of
 
 from clara.io.evaluation.labels import decimals, label
 from clara.io.evaluation.predictions import Scores, predictions_path, read_scores, write_scores
 from clara.io.report.png import can_draw
 from clara.shell import report
 
-Run = Callable[..., tuple[int, str, str]]
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -59,13 +58,7 @@ class Tables(HTMLParser):
 @pytest.fixture
 def command(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return the command as a function of its arguments: (exit status, output, errors)."""
-
-    def run(*argv: str | Path) -> tuple[int, str, str]:
-        capsys.readouterr()
-        status = report.main([str(argument) for argument in argv])
-        return (status, *capsys.readouterr())
-
-    return run
+    return command_of(report.main, capsys)
 
 
 @pytest.fixture(scope="module")

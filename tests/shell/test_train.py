@@ -447,7 +447,7 @@ def test_bad_data_is_refused_before_any_step(line: str, said: str, which: str, o
     [
         (["--model", "/nowhere/base"], "/nowhere/base: no such folder"),
         (["--recipe", "soup"], "--recipe soup: not one of"),
-        (["--steps", "0"], "$.steps"),
+        (["--steps", "0"], "--steps 0: wanted 1 or more"),
         (["--run", "/dev/null/run"], "/dev/null/run: cannot be made"),
         (["--resume", "/nowhere/run"], "/nowhere/run: no whole checkpoint found"),
         (["--config", "/nowhere/run.toml"], "/nowhere/run.toml: cannot be read"),

@@ -130,10 +130,7 @@ def progress(path: Path) -> str:
 
 def read_run(path: Path) -> Run:
     """Return a run of one stage. Raises ClaraError where its log holds no event."""
-    try:
-        events = read_events(path / METRICS)
-    except OSError as error:
-        raise ClaraError(f"{path / METRICS}: cannot be read ({reason(error)})") from error
+    events = read_events(path / METRICS)
     if not events:
         raise ClaraError(f"{path / METRICS}: no event; the run has not begun, or the file is damaged")
     return Run(path, read_config(path), events)

@@ -23,6 +23,10 @@ RANKING = (
     "positives do not count"
 )
 """What recall, precision and MRR are measured on."""
+MEANS = "means over the questions, with 95 % bootstrap intervals"
+"""What stands in a table's cells of answers and ranking."""
+PAIRED = "difference of the means with its 95 % interval; p of a two-sided sign-flip test"
+"""What stands in a table's cells of paired tests."""
 COUNTERFACTUAL = "counterfactual: in the documents another question's answer stands for the right one, and is wanted"
 """What is said where the documents of an evaluation were rewritten."""
 STAND_IN = "no reasoner was trained; the compressor reads the question in its place"
@@ -59,6 +63,11 @@ def decimals(value: float) -> str:
 def interval(value: Interval) -> Cell:
     """Return a mean with its interval beneath."""
     return Cell(decimals(value.mean), f"{decimals(value.low)} to {decimals(value.high)}")
+
+
+def mean_cell(means: Mapping[str, Interval], metric: str) -> Cell:
+    """Return a system's mean in a metric with its interval beneath; a dash where it has none."""
+    return interval(means[metric]) if metric in means else NONE
 
 
 def p_text(value: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +9,8 @@ import msgspec
 from msgspec import Struct
 
 from clara.io.errors import ClaraError
-from clara.io.files import flush, reason, write_atomic
+from clara.io.files import reason, write_atomic
+from clara.io.jsonlog import append_lines, encode_lines, read_lines
 
 PREDICTIONS, SCORES, SUMMARY, CONFIG = "predictions", "scores.json", "summary.md", "config.json"
 """Names in an evaluation's folder; the first is a folder with a file for each system."""
@@ -103,13 +103,7 @@ def append_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
 
     Raises ClaraError where that cannot be.
     """
-    try:
-        with path.open("ab") as file:
-            file.write(encode_predictions(predictions))
-            file.flush()
-            flush(file.fileno())
-    except OSError as error:
-        raise ClaraError(f"{path}: cannot be written ({reason(error)})") from error
+    append_lines(path, predictions)
 
 
 def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
@@ -118,12 +112,7 @@ def write_predictions(path: Path, predictions: Sequence[Prediction]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ClaraError(f"{path}: cannot be written ({reason(error)})") from error
-    write_atomic(path, encode_predictions(predictions))
-
-
-def encode_predictions(predictions: Sequence[Prediction]) -> bytes:
-    """Return predictions as JSON Lines."""
-    return b"".join(msgspec.json.encode(prediction) + b"\n" for prediction in predictions)
+    write_atomic(path, encode_lines(predictions))
 
 
 def read_predictions(path: Path) -> list[Prediction]:
@@ -131,13 +120,9 @@ def read_predictions(path: Path) -> list[Prediction]:
 
     Raises ClaraError, naming file and line, for a line that is no prediction.
     """
-    try:
-        lines = path.read_bytes().split(b"\n")[:-1] if os.path.lexists(path) else []
-    except OSError as error:
-        raise ClaraError(f"{path}: cannot be read ({reason(error)})") from error
     decoder = msgspec.json.Decoder(Prediction)
     found = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_lines(path), 1):
         try:
             found.append(decoder.decode(line))
         except msgspec.DecodeError as error:

@@ -6,6 +6,7 @@ It is written through a write-ahead log, so that readers go on reading while one
 from __future__ import annotations
 
 import errno
+import hashlib
 import re
 import sqlite3
 import unicodedata
@@ -152,6 +153,14 @@ def read_content(database: sqlite3.Connection) -> str:
         return ""
     (content,) = database.execute("SELECT content FROM info").fetchone()
     return str(content)
+
+
+def passages_digest(database: sqlite3.Connection) -> str:
+    """Return 16 hexadecimal digits of which passages a database has."""
+    digest = hashlib.sha256()
+    for (key,) in database.execute("SELECT hash FROM passages ORDER BY hash"):
+        digest.update(key.encode())
+    return digest.hexdigest()[:16]
 
 
 def columns(passage: Passage) -> tuple[str | int | None, ...]:

@@ -11,7 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from clara.core.types import Batch, Documents
-from clara.io.dataset import DataConfig, Feed, StepBatch, check_records, training_batches
+from clara.io.data_config import DataConfig
+from clara.io.dataset import Feed, StepBatch, check_records, training_batches
 from clara.io.errors import ClaraError
 from clara.io.examples import make_encoder
 from clara.io.records import Record, check_stage, read_records

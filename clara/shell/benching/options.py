@@ -13,6 +13,7 @@ from clara.core.config import ComputeConfig, LoraConfig
 from clara.io.checkpoint import unflatten
 from clara.io.errors import ClaraError
 from clara.shell.arguments import flag, flag_form
+from clara.shell.bounds import checked
 from clara.shell.options import leaves, merge
 
 
@@ -86,10 +87,7 @@ def destinations(without: tuple[str, ...] = ()) -> list[str]:
 def to_bench_options(given: Mapping[str, Any]) -> BenchOptions:
     """Return options from the values of flags, None for those left out. Raises ClaraError that names the option."""
     flags = unflatten({name: value for name, value in given.items() if value is not None})
-    try:
-        return msgspec.convert(merge(msgspec.to_builtins(BenchOptions()), flags), BenchOptions, strict=False)
-    except msgspec.ValidationError as error:
-        raise ClaraError(f"options: {error}") from error
+    return checked(merge(msgspec.to_builtins(BenchOptions()), flags), BenchOptions)
 
 
 def read_options(program: str, about: str, argv: Sequence[str] | None = None) -> BenchOptions:

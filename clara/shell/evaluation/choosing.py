@@ -10,11 +10,10 @@ import numpy as np
 
 from clara.core.lexical import LexicalIndex, best, bm25_scores, build_index, tfidf_scores
 from clara.core.scoring import ranking_scores
-from clara.core.select import relevance_scores
 from clara.io.evaluation.formats import Question
 from clara.io.evaluation.systems import SYSTEMS, System
 from clara.io.memories import read_rows
-from clara.shell.answer import compress_questions, no_memory
+from clara.shell.answer import compress_questions, no_memory, ranked
 from clara.shell.evaluation.documents import Compressed
 from clara.shell.setup import Session
 
@@ -135,18 +134,14 @@ def by_words(bench: Bench, question: Question, reads: str) -> Choice:
 def by_memory(bench: Bench, questions: Sequence[Question]) -> list[Choice]:
     """Return the candidates of each question that the reasoner scores highest."""
     queries = compress_questions(bench.session, [question.text for question in questions])
-    how = bench.session.config.retrieval.relevance
     found = []
     for i, question in enumerate(questions):
         candidates = candidates_of(bench, question)
-        scores = list[float]()
-        for begin in range(0, len(candidates), BLOCK):
-            memory = memory_of(bench, candidates[begin : begin + BLOCK])
-            scores += np.array(relevance_scores(queries[i : i + 1], memory[None], how)[0]).tolist()
-        order = tuple(sorted(range(len(scores)), key=lambda at: -scores[at]))
-        chosen = order[: bench.top_k]
-        documents, values = tuple(candidates[at] for at in chosen), tuple(scores[at] for at in chosen)
-        found.append(Choice(documents, values, len(candidates), order))
+        parts = (candidates[begin : begin + BLOCK] for begin in range(0, len(candidates), BLOCK))
+        pairs = ranked(bench.session, queries[i], (memory_of(bench, part) for part in parts))
+        chosen = pairs[: bench.top_k]
+        documents, scores = tuple(candidates[at] for at, _ in chosen), tuple(score for _, score in chosen)
+        found.append(Choice(documents, scores, len(candidates), tuple(at for at, _ in pairs)))
     return found
 
 

@@ -8,7 +8,20 @@ from statistics import fmean, median
 import numpy as np
 
 from clara.core.statistics import bootstrap_interval, sign_flip_test
-from clara.io.evaluation.labels import ANSWERS, NONE, PARTS, RANKING, RANKS, interval, is_rank, label, p_text
+from clara.io.evaluation.labels import (
+    ANSWERS,
+    MEANS,
+    NONE,
+    PAIRED,
+    PARTS,
+    RANKING,
+    RANKS,
+    interval,
+    is_rank,
+    label,
+    mean_cell,
+    p_text,
+)
 from clara.io.evaluation.predictions import Comparison, Interval, Prediction, Scores, SystemScores
 from clara.io.report.document import Cell, Table
 
@@ -72,16 +85,10 @@ def answers_table(scores: Scores) -> Table:
     """Return a row for each system: the means of its metrics, with 95 % bootstrap intervals."""
     metrics = [metric for metric in (*ANSWERS, *RANKS) if any(metric in each.means for each in scores.systems)]
     rows = (
-        (
-            Cell(each.system),
-            Cell(f"{each.questions:,}"),
-            *(interval(each.means[metric]) if metric in each.means else NONE for metric in metrics),
-        )
+        (Cell(each.system), Cell(f"{each.questions:,}"), *(mean_cell(each.means, metric) for metric in metrics))
         for each in scores.systems
     )
-    caption = "Answers: means over the questions, with 95 % bootstrap intervals"
-    if any(map(is_rank, metrics)):
-        caption += f"; {RANKING}"
+    caption = f"Answers: {MEANS}" + (f"; {RANKING}" if any(map(is_rank, metrics)) else "")
     return Table(caption, ("system", "questions", *map(label, metrics)), tuple(rows))
 
 
@@ -109,8 +116,7 @@ def tests_table(scores: Scores) -> Table:
         (Cell(f"{first} − {second}"), *(tested(found.get((second, metric))) for metric in metrics))
         for second in dict.fromkeys(each.second for each in scores.comparisons)
     )
-    caption = "Paired tests: difference of the means with its 95 % interval; p of a two-sided sign-flip test"
-    return Table(caption, ("pair", *map(label, metrics)), tuple(rows))
+    return Table(f"Paired tests: {PAIRED}", ("pair", *map(label, metrics)), tuple(rows))
 
 
 def tested(compared: Comparison | None) -> Cell:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from clara.core.question_prompts import (
 from clara.io.base import LoadedBase
 from clara.io.corpus.passages import Passage
 from clara.io.errors import ClaraError
-from clara.io.files import flush, locked, sync
+from clara.io.files import locked
+from clara.io.jsonlog import append_lines, read_lines
 from clara.io.tokens import chat_pieces, encode
 
 SLOTS = ("{text}", "{question}", "{answer}")
@@ -219,42 +219,22 @@ def work_off(
         for begin in range(0, len(rest), config.question_batch):
             batch = rest[begin : begin + config.question_batch]
             made = make_questions([passages[i] for i in batch], [keys[i] for i in batch], ask, config)
-            append_journal(journal, made)
+            append_lines(journal, [made])
             done.update((each.key, each) for each in made)
             notify(len(keys) - len(rest) + begin + len(batch), len(keys))
     return [done[key] for key in keys]
 
 
 def read_journal(path: Path) -> dict[str, Made]:
-    """Return the work that a journal holds, by key; what a killed process left half written is cut off.
+    """Return the work that a journal holds, by key, without what a killed process left half written.
 
     Raises ClaraError where the file cannot be read or is no journal.
     """
-    if not path.exists():
-        return {}
     try:
-        raw = path.read_bytes()
-        whole = raw[: raw.rfind(b"\n") + 1]
-        if len(whole) < len(raw):
-            os.truncate(path, len(whole))
-        batches = [msgspec.json.decode(line, type=list[Made]) for line in whole.splitlines()]
-    except OSError as error:
-        raise ClaraError(f"{path}: cannot be read ({error.strerror})") from error
+        batches = [msgspec.json.decode(line, type=list[Made]) for line in read_lines(path)]
     except msgspec.MsgspecError as error:
         raise ClaraError(f"{path}: not a journal of questions ({error}); move it away to begin anew") from error
     return {made.key: made for batch in batches for made in batch}
-
-
-def append_journal(path: Path, made: Sequence[Made]) -> None:
-    """Add a batch of work to a journal, as one line, durably. Raises ClaraError where that cannot be."""
-    try:
-        with path.open("ab") as out:
-            out.write(msgspec.json.encode(made) + b"\n")
-            out.flush()
-            flush(out.fileno())
-        sync(path.parent)
-    except OSError as error:
-        raise ClaraError(f"{path}: cannot be written ({error.strerror})") from error
 
 
 def question_fields(made: Made) -> dict[str, Any]:

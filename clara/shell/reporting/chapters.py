@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from clara.io.evaluation.evaluations import EVALUATIONS, Evaluation, Run, asked
-from clara.io.evaluation.labels import NONE, decimals, interval, label
+from clara.io.evaluation.labels import MEANS, NONE, decimals, label, mean_cell
 from clara.io.report.document import Block, Cell, Picture, Report, Section, Table
 from clara.shell.reporting.cases import cases
 from clara.shell.reporting.costs import cost_figures
@@ -65,10 +65,9 @@ def glance_table(named: Named) -> Table:
     """Return the first evaluation's main metric of each system in each evaluation."""
     metric = main_metric(next(iter(named.values())).scores.systems)
     names = dict.fromkeys(system.system for each in named.values() for system in each.scores.systems)
-    found = [{system.system: system.means.get(metric) for system in each.scores.systems} for each in named.values()]
-    rows = ((Cell(name), *(interval(mean) if (mean := means.get(name)) else NONE for means in found)) for name in names)
-    caption = f"{label(metric)}: means over the questions, with 95 % bootstrap intervals"
-    return Table(caption, ("system", *named), tuple(rows))
+    found = [{system.system: system.means for system in each.scores.systems} for each in named.values()]
+    rows = ((Cell(name), *(mean_cell(means.get(name, {}), metric) for means in found)) for name in names)
+    return Table(f"{label(metric)}: {MEANS}", ("system", *named), tuple(rows))
 
 
 def facts_table(named: Named) -> Table:

@@ -8,7 +8,8 @@ from clara.core.figures import Figure, Point, Series
 from clara.io.evaluation.evaluations import Evaluation
 from clara.io.evaluation.labels import (
     COUNTERFACTUAL,
-    NONE,
+    MEANS,
+    PAIRED,
     RANKING,
     STAND_IN,
     counted,
@@ -16,6 +17,7 @@ from clara.io.evaluation.labels import (
     interval,
     is_rank,
     label,
+    mean_cell,
     p_text,
 )
 from clara.io.evaluation.predictions import Comparison, Scores, SystemScores
@@ -76,15 +78,10 @@ def shown(metrics: Sequence[str]) -> list[str]:
 def means_table(caption: str, systems: Iterable[SystemScores], metrics: Sequence[str]) -> Table:
     """Return a row for each system: the mean of each metric with its interval, and of how many questions."""
     rows = (
-        (
-            Cell(each.system),
-            *(interval(each.means[metric]) if metric in each.means else NONE for metric in metrics),
-            Cell(f"{each.questions:,}"),
-        )
+        (Cell(each.system), *(mean_cell(each.means, metric) for metric in metrics), Cell(f"{each.questions:,}"))
         for each in systems
     )
-    heads = ("system", *map(label, metrics), "questions")
-    return Table(f"{caption}: means over the questions, with 95 % bootstrap intervals", heads, tuple(rows))
+    return Table(f"{caption}: {MEANS}", ("system", *map(label, metrics), "questions"), tuple(rows))
 
 
 def bars_of(systems: Sequence[SystemScores], metric: str) -> Figure:
@@ -120,8 +117,5 @@ def tests_table(what: str, comparisons: Sequence[Comparison]) -> Table:
         )
         for each in comparisons
     )
-    caption = (
-        f"Paired tests, {what}: difference of the means with its 95 % interval; p of a two-sided sign-flip test, not "
-        "corrected for the number of pairs"
-    )
+    caption = f"Paired tests, {what}: {PAIRED}, not corrected for the number of pairs"
     return Table(caption, ("pair", "difference", "p", "metric"), tuple(rows))

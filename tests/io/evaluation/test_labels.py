@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from clara.io.evaluation.labels import counted, cut_text, decimals, interval, label, p_text, style
+from clara.io.evaluation.labels import counted, cut_text, decimals, interval, label, mean_cell, p_text, style
 from clara.io.evaluation.predictions import Interval
 from clara.io.evaluation.systems import SYSTEMS
 from clara.io.report.document import Cell
@@ -34,6 +34,8 @@ def test_every_system_keeps_its_place_in_the_palette() -> None:
 def test_scores_have_three_decimals() -> None:
     assert [decimals(value) for value in (0, 0.12349, 1, -0.5)] == ["0.000", "0.123", "1.000", "−0.500"]
     assert interval(Interval(0.5, -0.25, 0.75)) == Cell("0.500", "−0.250 to 0.750")
+    means = {"mrr": Interval(0.0, 0.0, 0.0)}
+    assert [mean_cell(means, name) for name in ("mrr", "token_f1")] == [Cell("0.000", "0.000 to 0.000"), Cell("–")]
     assert [p_text(value) for value in (0.0009, 0.001, 0.5)] == ["< 0.001", "0.001", "0.500"]
 
 

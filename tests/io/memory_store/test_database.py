@@ -19,6 +19,7 @@ from clara.io.memory_store.database import (
     create_tables,
     explained,
     match_query,
+    passages_digest,
     read_content,
     transaction,
 )
@@ -69,6 +70,18 @@ def matches(database: sqlite3.Connection, query: str) -> list[int]:
     wanted = match_query(query)
     found = database.execute("SELECT rowid FROM words WHERE words MATCH ? ORDER BY rowid", (wanted,)) if wanted else ()
     return [id_ for (id_,) in found]
+
+
+def test_the_digest_tells_which_passages_there_are(tmp_path: Path) -> None:
+    database = connect(tmp_path / "store.sqlite", readonly=False)
+    create_tables(database, "{}")
+    digests = [passages_digest(database)]
+    for i, text in enumerate(["red", "blue"]):
+        add(database, i, text)
+        digests.append(passages_digest(database))
+    database.execute("DELETE FROM passages WHERE hash = '1'")
+    assert passages_digest(database) == digests[1] and len(set(digests)) == 3
+    database.close()
 
 
 @pytest.mark.parametrize("query", NASTY)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from evaluations import plan, refusal
 from folders import tiny_folder, write_choices, write_records
 from runs import text_run, tiny_run
 
@@ -16,10 +17,7 @@ from clara.io.evaluation.formats import Question
 from clara.io.evaluation.labels import heading
 from clara.io.evaluation.systems import SYSTEMS
 from clara.shell.evaluation.plan import (
-    EvaluateOptions,
-    Plan,
     drawn,
-    plan_of,
     require_same,
     systems_of,
     write_config,
@@ -45,18 +43,6 @@ def run(base: Path) -> Path:
 def data(base: Path) -> Path:
     """Return five questions with three candidates each."""
     return write_choices(base.parent / "choices.jsonl", range(5))
-
-
-def plan(run: Path, file: Path, **options: Any) -> Plan:
-    """Return the plan of options."""
-    return plan_of(EvaluateOptions(**{"checkpoint": str(run), "data": str(file), **options}))
-
-
-def refusal(run: Path, file: Path, **options: Any) -> str:
-    """Return the message with which options are refused."""
-    with pytest.raises(ClaraError) as caught:
-        plan(run, file, **options)
-    return str(caught.value)
 
 
 def test_a_plan_holds_all_that_is_to_be_done(run: Path, data: Path) -> None:

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
+from evaluations import plan, refusal
 from folders import tiny_folder, write_choices, write_records
 from runs import text_run, tiny_run
 
-from clara.io.errors import ClaraError
-from clara.shell.evaluation.plan import EvaluateOptions, Plan, plan_of
 from clara.shell.evaluation.room import most_read
 
 
@@ -30,18 +28,6 @@ def run(base: Path) -> Path:
 def data(base: Path) -> Path:
     """Return five questions with three candidates each."""
     return write_choices(base.parent / "choices.jsonl", range(5))
-
-
-def plan(run: Path, file: Path, **options: Any) -> Plan:
-    """Return the plan of options."""
-    return plan_of(EvaluateOptions(**{"checkpoint": str(run), "data": str(file), **options}))
-
-
-def refusal(run: Path, file: Path, **options: Any) -> str:
-    """Return the message with which options are refused."""
-    with pytest.raises(ClaraError) as caught:
-        plan(run, file, **options)
-    return str(caught.value)
 
 
 def test_as_many_documents_are_read_as_there_are_or_are_chosen(run: Path, data: Path) -> None:

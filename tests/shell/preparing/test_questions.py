@@ -26,7 +26,6 @@ from clara.shell.preparing.questions import (
     QuestionConfig,
     Reply,
     Request,
-    append_journal,
     make_questions,
     model_ask,
     question_fields,
@@ -207,8 +206,6 @@ def test_a_file_that_is_no_journal_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ClaraError, match="not a journal of questions"):
         read_journal(tmp_path / "journal")
     assert (tmp_path / "journal").read_text() == "my notes\n"
-    with pytest.raises(ClaraError, match="cannot be written"):
-        append_journal(tmp_path, [Made(key="k")])
 
 
 def test_the_key_of_work_tells_text_model_and_settings() -> None:
