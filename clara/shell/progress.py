@@ -8,6 +8,7 @@ import mlx.core as mx
 from mlx.utils import tree_reduce
 
 from clara.core.types import Params
+from clara.io.cuda import keep_kernels
 from clara.io.evaluation.labels import SCORES, rank_labels
 from clara.io.records import Record
 from clara.shell.loop import Step
@@ -22,6 +23,7 @@ def heading(options: Options, session: Session, trained: Params, records: Sequen
     read = f"memory    {memory.num_memory_tokens} vectors for" if options.data.reads == "memory" else "text      of"
     return [
         f"device    {mx.default_device().type.name}" + (f", BLAS: {blas}" if mx.default_device() == mx.cpu else ""),
+        *kernel_lines(options.compile),
         f"base      {options.model}, {session.base.module.model_type}, fingerprint {session.fingerprint}",
         f"start     {options.start_from or 'new parameters'}"
         + ("" if options.carry_generator or not options.start_from else ", but a new generator"),
@@ -31,6 +33,13 @@ def heading(options: Options, session: Session, trained: Params, records: Sequen
         f"{options.steps} steps of {options.data.batch_size}",
         f"run       {options.run}",
     ]
+
+
+def kernel_lines(compile: str) -> list[str]:
+    """Return the line that says why a compiled first step may take minutes on CUDA; nothing elsewhere."""
+    if compile == "off" or not mx.cuda.is_available():
+        return []
+    return [f"kernels   in {keep_kernels()}; a first step builds those that are not there, seconds each"]
 
 
 def compute_line(every: int, needed: int, there: int, fits: bool) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import mlx.core as mx
 import pytest
 
 from clara.core.types import TrainState
 from clara.shell.loop import Step
-from clara.shell.progress import clock, compute_line, heldout_line, step_line
+from clara.shell.progress import clock, compute_line, heldout_line, kernel_lines, step_line
 
 
 @pytest.mark.parametrize(
@@ -45,6 +47,16 @@ def test_a_step_with_one_term_shows_the_loss_alone() -> None:
 
 def test_the_time_left_follows_the_last_twenty_steps() -> None:
     assert step_line(step(100, loss=1.0), 110, [60.0] * 80 + [1.0] * 20, 0).endswith("left 0:10")
+
+
+@pytest.mark.parametrize(("compile", "there"), [("auto", True), ("on", True), ("off", True), ("auto", False)])
+def test_where_kernels_are_built_is_said_on_cuda_alone(
+    compile: str, there: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("MLX_PTX_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr("clara.shell.progress.mx.cuda.is_available", lambda: there)
+    line = f"kernels   in {tmp_path}; a first step builds those that are not there, seconds each"
+    assert kernel_lines(compile) == ([line] if there and compile != "off" else [])
 
 
 @pytest.mark.parametrize(
