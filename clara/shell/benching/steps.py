@@ -11,6 +11,7 @@ from clara.core.compress import compress
 from clara.core.config import CHOOSING, OptimizerConfig, Stage, StepConfig
 from clara.core.flops import forward, stage_cost, total
 from clara.core.optim import adamw
+from clara.core.packing import pack, packing_of
 from clara.core.stages import trained_leaves
 from clara.core.step import make_train_step, make_update
 from clara.core.types import Base, Batch, Documents, Params, TrainState
@@ -29,9 +30,11 @@ BATCHES = 4
 def make_job_update(base: Base, config: StepConfig, params: Params, compiled: bool) -> tuple[Update, TrainState]:
     """Return (update, state) of a stage as `clara.shell.job` makes them, the state evaluated."""
     trained, frozen = trained_leaves(config, params)
+    packing = packing_of(trained)
+    packed = pack(packing, trained)
     optimizer = adamw(OptimizerConfig(), total_steps=1000)
-    update = make_update(make_train_step(base, config, frozen), optimizer)
-    state = TrainState(trained, optimizer.init(trained), mx.array(0))
+    update = make_update(make_train_step(base, config, frozen, packing=packing), optimizer)
+    state = TrainState(packed, optimizer.init(packed), mx.array(0))
     mx.eval(state)
     return mx.compile(update) if compiled else update, state
 
