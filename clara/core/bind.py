@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from clara.core.lora import lora_linears
+from clara.core.lora import joint, lora_linears
 from clara.core.types import Adapter
 
 LINEARS = (nn.Linear, nn.QuantizedLinear)
@@ -157,9 +157,9 @@ def adapted(
     }
     for paths in siblings(pairs):
         linears: list[Any] = [modules[path] for path in paths]
-        call = functools.partial(lora_linears, linears, pairs=[pairs[p] for p in paths], key=keys[paths[0]], **how)
-        once = shared(call)
-        found |= {path: Substitute(linears[i], picked(once, i)) for i, path in enumerate(paths)}
+        together = joint([pairs[path] for path in paths])
+        calls = shared(functools.partial(lora_linears, linears, pairs=together, key=keys[paths[0]], **how), len(paths))
+        found |= {path: Substitute(*each) for path, *each in zip(paths, linears, calls, strict=True)}
     return found
 
 
@@ -173,21 +173,25 @@ def siblings(pairs: Adapter) -> list[tuple[str, ...]]:
     return [tuple(group) for group in groups.values()]
 
 
-def shared(call: Callable[[mx.array], list[mx.array]]) -> Callable[[mx.array], list[mx.array]]:
-    """Return a function that computes anew only for another array than the last one."""
-    last: list[tuple[mx.array, list[mx.array]]] = []
+def shared(call: Callable[[mx.array], list[mx.array]], count: int) -> list[Callable[[mx.array], mx.array]]:
+    """Return the functions of each of the `count` results of `call`, which computes them once for all.
 
-    def once(x: mx.array) -> list[mx.array]:
-        if not last or last[0][0] is not x:
-            last[:] = [(x, call(x))]
-        return last[0][1]
+    Results are for the array, as an object, that they were computed for; each is handed out once, and nothing is held
+    when all have been.
+    """
+    waiting: dict[int, mx.array] = {}
+    given: list[mx.array] = []
 
-    return once
+    def result(place: int, x: mx.array) -> mx.array:
+        if not (place in waiting and given[0] is x):
+            waiting.update(enumerate(call(x)))
+            given[:] = [x]
+        out = waiting.pop(place)
+        if not waiting:
+            given.clear()
+        return out
 
-
-def picked(call: Callable[[mx.array], list[mx.array]], place: int) -> Callable[[mx.array], mx.array]:
-    """Return the function of one of the results of `call`."""
-    return lambda x: call(x)[place]
+    return [functools.partial(result, place) for place in range(count)]
 
 
 def frozen_norm(norm: Any) -> Callable[[mx.array], mx.array]:

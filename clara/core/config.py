@@ -153,7 +153,8 @@ class RetrievalConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         Meta(
             description="How a question scores a document: flattened: cosine of their whole memories; late: sum of "
             "the best matches of its memory vectors among the document's; pooled: cosine of their mean memories "
-            "after a trained map, which starts by making memories vary alike in all directions."
+            "after a trained map, which starts by making memories vary alike in all directions (as it is where the "
+            "compressor is trained too)."
         ),
     ] = "flattened"
     in_batch_negatives: Annotated[
@@ -182,7 +183,7 @@ class OptimizerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class ComputeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What trades time against memory, without changing a result."""
+    """What trades time against memory, without changing a result but by rounding."""
 
     grad_checkpoint: Annotated[
         Literal["auto"] | Annotated[int, Meta(ge=0)],

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx.utils import tree_map
 
 from clara.core.bind import bind
 from clara.core.compress import embed
@@ -21,9 +22,10 @@ def bind_generator(base: Base, config: StepConfig, params: Params, memory: mx.ar
     vocabulary only, so no slot is ever generated. It works with mlx-lm's caches, samplers and batches.
     """
     first = base.layout.first_slot
+    dtype = embed(base, mx.zeros((1, 1), dtype=mx.int32)).dtype
     return bind(
         base.module,
-        params["adapters"]["generator"],
+        tree_map(lambda leaf: leaf.astype(dtype), params["adapters"]["generator"]),  # once, not for every token
         scale=config.lora.scale,
         embed=lambda tokens: place_memory(embed(base, tokens), memory, slot_index(tokens, first)),
     )

@@ -36,6 +36,21 @@ class Layer(NamedTuple):
     """The weight, float[out, in], to be ready once an array is; None where only `forward` knows it."""
 
 
+class Joint(NamedTuple):
+    """Adapters of layers that read the same input."""
+
+    lora_a: mx.array
+    """float[R + R …, in]: all A, transposed, one below the other."""
+    lora_b: tuple[mx.array, ...]
+    """float[R, out] of each."""
+
+
+def joint(pairs: Sequence[Mapping[str, mx.array]]) -> Joint:
+    """Return the adapters of layers that read the same input, put together."""
+    every = [pair["lora_a"].T for pair in pairs]
+    return Joint(mx.concatenate(every) if len(every) > 1 else every[0], tuple(pair["lora_b"] for pair in pairs))
+
+
 def lora_linear(
     linear: Callable[[mx.array], mx.array],
     x: mx.array,
@@ -50,13 +65,13 @@ def lora_linear(
     With a key: uint32[2], each entry of x is dropped from the adapter's path with probability `dropout`. A quantised
     layer that is given `dequantize_rows` rows of x or more is dequantised for a plain product; 0 for never.
     """
-    return lora_linears([linear], x, [pair], scale, dropout, key, dequantize_rows)[0]
+    return lora_linears([linear], x, joint([pair]), scale, dropout, key, dequantize_rows)[0]
 
 
 def lora_linears(
     linears: Sequence[Callable[[mx.array], mx.array]],
     x: mx.array,
-    pairs: Sequence[Mapping[str, mx.array]],
+    pairs: Joint,
     scale: float,
     dropout: float = 0.0,
     key: mx.array | None = None,
@@ -69,7 +84,7 @@ def lora_linears(
     rows = x.reshape(-1, x.shape[-1])
     layers = [layer_of(linear, 0 < dequantize_rows <= rows.shape[0]) for linear in linears]
     inputs = [rows] if key is None or dropout == 0 else [rows, drop(rows, dropout, key)]
-    matrices = [pair[name].astype(x.dtype) for name in ("lora_a", "lora_b") for pair in pairs]
+    matrices = [matrix.astype(x.dtype) for matrix in (pairs.lora_a, *pairs.lora_b)]
     *outs, _ = adapted_products(layers, scale)(*inputs, *matrices)
     return [out.reshape(*x.shape[:-1], -1) for out in outs]
 
@@ -94,21 +109,19 @@ def layer_of(linear: Any, dequantize: bool) -> Layer:
 
 
 def adapted_products(layers: Sequence[Layer], scale: float) -> Callable[..., Sequence[mx.array]]:
-    """Return (x, kept, A…, B…) → (layer(x) + scale · (kept A) B …, all kept A) for x, kept: float[n, in].
+    """Return (x, kept, A, B…) → (layer(x) + scale · (A keptᵀ)ᵀ B …, A keptᵀ): x, kept: float[n, in]; A, B: of `Joint`.
 
-    Without dropout there is no kept, and x stands for it.
-    Value and gradient are written as products that add onto one another, with no sum or copy in between: x is one
-    matrix, all A are one, and the gradients of A are one product. The layers themselves have no gradient.
+    Without dropout there is no kept, and x stands for it. Value and gradient are written as products that add onto one
+    another, with no sum or copy in between: x is one matrix, and all A are one. The layers themselves have no gradient.
     """
 
     @mx.custom_function
     def products(*primals: mx.array) -> tuple[mx.array, ...]:
         inputs, lora_a, lora_b = taken_apart(primals, len(layers))
-        low = joint(lora_a) @ inputs[-1].T
-        parts = mx.split(low, ends(lora_a), axis=0)
+        low = lora_a @ inputs[-1].T
         outs = [
             mx.addmm(layer.forward(inputs[0]), part.T, up, alpha=scale)
-            for layer, part, up in zip(layers, parts, lora_b, strict=True)
+            for layer, part, up in zip(layers, parts_of(low, lora_b), lora_b, strict=True)
         ]
         return (*outs, low)
 
@@ -119,33 +132,28 @@ def adapted_products(layers: Sequence[Layer], scale: float) -> Callable[..., Seq
         grad_low = mx.concatenate([up @ grad.T for up, grad in zip(lora_b, grads, strict=True)])
         grad_x = below(layers, grads, inputs[0])
         if len(inputs) == 1:
-            grad_inputs = [mx.addmm(grad_x, grad_low.T, joint(lora_a), alpha=scale)]
+            grad_inputs = [mx.addmm(grad_x, grad_low.T, lora_a, alpha=scale)]
         else:
-            grad_inputs = [grad_x, times(grad_low.T @ joint(lora_a), scale)]
-        grad_a = mx.split(times(grad_low @ inputs[-1], scale), ends(lora_a), axis=0)
-        parts = mx.split(outputs[-1], ends(lora_a), axis=0)
+            grad_inputs = [grad_x, times(grad_low.T @ lora_a, scale)]
+        grad_a = times(grad_low @ inputs[-1], scale)
+        parts = parts_of(outputs[-1], lora_b)
         grad_b = [times(part @ grad, scale) for part, grad in zip(parts, grads, strict=True)]
         # Products of this layer before those of the layer below: else the gradients of all outputs wait for them.
-        grad_inputs = mx.depends(grad_inputs, [*grad_a, *grad_b])
-        return (*grad_inputs, *(part.T for part in grad_a), *grad_b)
+        return (*mx.depends(grad_inputs, [grad_a, *grad_b]), grad_a, *grad_b)
 
     return cast(Callable[..., Sequence[mx.array]], products)
 
 
-def taken_apart(primals: Sequence[mx.array], layers: int) -> tuple[list[mx.array], list[mx.array], list[mx.array]]:
-    """Return the inputs, all A and all B among the primals of `adapted_products`."""
-    first = len(primals) - 2 * layers
-    return list(primals[:first]), list(primals[first : first + layers]), list(primals[first + layers :])
+def taken_apart(primals: Sequence[mx.array], layers: int) -> tuple[list[mx.array], mx.array, list[mx.array]]:
+    """Return the inputs, the joint A and all B among the primals of `adapted_products`."""
+    place = len(primals) - layers - 1
+    return list(primals[:place]), primals[place], list(primals[place + 1 :])
 
 
-def joint(lora_a: Sequence[mx.array]) -> mx.array:
-    """Return float[R + R …, in]: some lora_a: float[in, R], transposed, one below the other."""
-    return mx.concatenate([matrix.T for matrix in lora_a]) if len(lora_a) > 1 else lora_a[0].T
-
-
-def ends(lora_a: Sequence[mx.array]) -> list[int]:
-    """Return where the rows of each lora_a but the last end in `joint`."""
-    return list(itertools.accumulate(matrix.shape[1] for matrix in lora_a))[:-1]
+def parts_of(low: mx.array, lora_b: Sequence[mx.array]) -> Sequence[mx.array]:
+    """Return float[R, n] for each of some lora_b: float[R, out], of low: float[R + R …, n]."""
+    ends = list(itertools.accumulate(matrix.shape[0] for matrix in lora_b))
+    return cast(Sequence[mx.array], mx.split(low, ends[:-1], axis=0))
 
 
 def below(layers: Sequence[Layer], grads: Sequence[mx.array], x: mx.array) -> mx.array:

@@ -50,9 +50,9 @@ def whitening(rows: np.ndarray, share: float = 0.01) -> tuple[np.ndarray, np.nda
     rows: float[n, D]. share: of the mean variance, added to that of every direction, so that directions in which rows
     hardly vary are not blown up. The map is symmetric and has a mean of 1 on its diagonal.
     """
-    wide = rows.astype(np.float64)
-    center = wide.mean(axis=0)
-    sizes, axes = np.linalg.eigh((wide - center).T @ (wide - center) / len(wide))
+    center = rows.mean(axis=0, dtype=np.float64)
+    centred = rows - center
+    sizes, axes = np.linalg.eigh(centred.T @ centred / len(rows))
     sizes = np.maximum(sizes, 0)
     whitened = (axes / np.sqrt(sizes + share * sizes.mean() + 1e-12)) @ axes.T
     return center.astype(np.float32), (whitened / np.trace(whitened) * len(whitened)).astype(np.float32)

@@ -43,7 +43,7 @@ def trained_leaves(config: StepConfig, params: Params, compresses: bool = True) 
     names = names | {"compressor"} if whole else names
     adapters = params["adapters"]
     rest = {name: leaf for name, leaf in params.items() if name != "adapters"}
-    own = {name for name in rest if whole or (config.has_lens and name in LENS)}
+    own = {name for name in rest if (config.has_lens if name in LENS else whole)}
     trained = {"adapters": {name: leaf for name, leaf in adapters.items() if name in names}}
     frozen = {"adapters": {name: leaf for name, leaf in adapters.items() if name not in names}}
     trained |= {name: leaf for name, leaf in rest.items() if name in own}

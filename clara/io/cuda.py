@@ -7,6 +7,8 @@ import importlib.metadata
 import os
 from pathlib import Path
 
+import mlx.core as mx
+
 from clara.io.download import cache_folder
 
 DRIVER = "libcuda.so.1"
@@ -38,6 +40,8 @@ def keep_kernels() -> Path:
     """Return the folder in which MLX keeps kernels that it builds for fused operations: CLaRa's cache, if not told so.
 
     A training step has some thirty of them, of five seconds each. MLX's own choice is the folder for temporary files.
+    Kernels are of one release of MLX and one architecture of devices; where MLX cannot load one, the folder can go.
     """
-    own = cache_folder() / f"kernels-mlx-{importlib.metadata.version('mlx')}"
+    device = mx.device_info().get("architecture", "cpu")
+    own = cache_folder() / f"kernels-mlx-{importlib.metadata.version('mlx')}-{device}"
     return Path(os.environ.setdefault("MLX_PTX_CACHE_DIR", str(own)))

@@ -39,7 +39,11 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     batch_size: Annotated[int, Meta(ge=1, description="Examples of one optimizer step.")] = 128
     accumulate: Annotated[
         int,
-        Meta(ge=1, description="Micro-batches that a batch is cut into; saves memory, changes no result."),
+        Meta(
+            ge=1,
+            description="Micro-batches that a batch is cut into; saves memory, and changes results by rounding and by "
+            "the keys of dropout alone.",
+        ),
     ] = 1
     max_tokens: Annotated[int, Meta(ge=8, description="Longest decoder row; questions are cut, never answers.")] = 1024
     length_multiple: Annotated[int, Meta(ge=1, description="Lengths are padded to a multiple of this.")] = 32

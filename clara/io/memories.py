@@ -48,6 +48,10 @@ class Memories(NamedTuple):
     """Key of a document → (the words of its shard, on disk; row; dtype)."""
 
 
+COMPRESSOR_LEAVES = ("memory_embeddings", "anchor_gain", "anchor_query")
+"""Parameters beside the adapter that a memory depends on."""
+
+
 def document_key(tokens: Tokens) -> str:
     """Return the name of a document: 64 hexadecimal digits of its framed tokens."""
     return hashlib.sha256(np.asarray(tokens, dtype="<i4").tobytes()).hexdigest()
@@ -62,7 +66,7 @@ def compressor_fingerprint(
     """
     parts = {
         "adapter": params["adapters"]["compressor"],
-        "inputs": {name: leaf for name, leaf in params.items() if name != "adapters"},
+        "inputs": {name: leaf for name, leaf in params.items() if name in COMPRESSOR_LEAVES},
         "special": {"embeddings": base.special_embeddings, "rms": base.embedding_rms},
     }
     dtypes = sorted({str(leaf.dtype) for _, leaf in tree_flatten(base.module.parameters())}) if exact else []

@@ -204,11 +204,11 @@ def with_lens(job: Job, documents: Sequence[Tokens]) -> Job:
     if not mx.array_equal(params["relevance_map"], mx.eye(len(params["relevance_map"]))):
         return job
     assert job.feed.memory is not None
-    some = documents[:: max(len(documents) // LENS_DOCUMENTS, 1)]
+    some = documents[:: max(-(-len(documents) // LENS_DOCUMENTS), 1)]
     memory = np.array(job.feed.memory(some).astype(mx.float32))
     center, weights = whitening(memory.reshape(-1, memory.shape[-1]))
     params |= {"relevance_center": mx.array(center), "relevance_map": mx.array(weights)}
-    return job._replace(state=job.state._replace(params=pack(job.packing, params)))
+    return job._replace(state=job.state._replace(params=first(job.ranks, pack(job.packing, params))))
 
 
 def current(job: Job, state: TrainState) -> Session:

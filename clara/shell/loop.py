@@ -46,26 +46,30 @@ class Started(NamedTuple):
 
 
 def training_steps(
-    update: Update, state: TrainState, batches: Iterable[StepBatch], ahead: bool = False
+    update: Update, state: TrainState, batches: Iterable[StepBatch], ahead: Callable[[int], bool] = lambda _: False
 ) -> Iterator[Step]:
     """Yield each step once it is computed.
 
-    ahead: a step is handed to the device before the one before it is waited for, so that the device never waits for
-    the host; one that is handed over when the caller stops is not yielded. Raises ClaraError, with the step and its
-    records, where the loss or the gradient is not finite, or memory is short; the state before it was yielded.
+    ahead: whether the device is handed the step after this one before it is yielded, so that it never waits for the
+    host; that step is not yielded where the caller stops. Steps that the caller pauses after want none. Raises
+    ClaraError, with the step and its records, where the loss or the gradient is not finite, or memory is short; the
+    state before it was yielded.
     """
-    running, ended = list[Started](), 0.0
-    for number, batch in enumerate(batches, int(state.step) + 1):
+    running, source, ended = list[Started](), enumerate(batches, int(state.step) + 1), 0.0
+    while True:
         try:
-            running.append(started(update, state, number, batch))
-        except ClaraError:
+            if (item := next(source, None)) is not None:
+                running.append(started(update, state, *item))
+        except Exception:
             yield from (finished(step, ended) for step in running)
             raise
+        if not running:
+            return
         state = running[-1].state
-        if len(running) > ahead:
+        kept = int(item is not None and ahead(running[-1].number))
+        while len(running) > kept:
             step, ended = finished(running.pop(0), ended), time.perf_counter()
             yield step
-    yield from (finished(step, ended) for step in running)
 
 
 def started(update: Update, state: TrainState, number: int, batch: StepBatch) -> Started:

@@ -6,6 +6,7 @@ trains the whole curriculum: pretrain, instruct, end_to_end.
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -152,7 +153,7 @@ def train(job: Job, report: Reporter, root: Path) -> int:
     seconds: list[float] = []
     with stoppable(ranks, "step") as interrupted:
         catch_up(job, report)
-        steps = training_steps(job.update, state, batches, ahead=ranks.size == 1 and mx.default_device() == mx.gpu)
+        steps = training_steps(job.update, state, batches, functools.partial(goes_ahead, job))
         for step in patient(job, told_where(job, awaited(ranks, steps))):
             state = step.state
             seconds.append(step.seconds)
@@ -219,6 +220,16 @@ def told_where(job: Job, steps: Iterable[Step]) -> Iterator[Step]:
     except ClaraError as error:
         saved = checkpoints(job.folder / "checkpoints")
         raise ClaraError(f"{error}; last good checkpoint: {saved[-1] if saved else 'none was saved'}") from error
+
+
+def goes_ahead(job: Job, step: int) -> bool:
+    """Return whether a device is handed the next step before this one is looked at: a GPU, where nothing comes between.
+
+    Ranks that exchange values after a step take one at a time.
+    """
+    options = job.options
+    pauses = due(step, options.save_every) or due(step, options.eval_every)
+    return job.ranks.size == 1 and mx.default_device() == mx.gpu and not pauses
 
 
 def due(step: int, every: int) -> bool:

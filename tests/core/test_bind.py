@@ -34,6 +34,7 @@ from clara.core.bind import (
     head,
     hidden_states,
     part_of,
+    shared,
     siblings,
 )
 from clara.core.lora import merge_lora
@@ -333,3 +334,29 @@ def test_layers_that_read_the_same_input_are_siblings() -> None:
     found = {tuple(path.removeprefix("layers.") for path in group) for group in siblings(pairs)}
     together = {tuple(f"{i}.self_attn.{name}" for name in ("k_proj", "q_proj", "v_proj")) for i in range(2)}
     assert found == together | {("0.self_attn.o_proj",), ("1.self_attn.o_proj",), ("0.mlp.up_proj",)}
+
+
+def test_siblings_are_computed_once_for_an_array() -> None:
+    asked: list[mx.array] = []
+
+    def call(x: mx.array) -> list[mx.array]:
+        asked.append(x)
+        return [x + 1, x + 2]
+
+    first, second = shared(call, 2)
+    x, y = mx.array(1.0), mx.array(5.0)
+    assert (first(x).item(), second(x).item(), len(asked)) == (2.0, 3.0, 1)
+    assert (first(x).item(), second(y).item(), len(asked)) == (2.0, 7.0, 3), "another array is computed anew"
+    assert (first(y).item(), len(asked)) == (6.0, 3)
+
+
+def test_a_bound_model_holds_no_layer_after_a_call() -> None:
+    module = three_layers()
+    bound = bind(module, tiny_adapter(module), scale=SCALE)
+    mx.eval(bound(tokens()))
+    before = mx.get_active_memory()
+    out = bound(mx.concatenate([tokens()] * 8))
+    mx.eval(out)
+    size = out.nbytes
+    del out
+    assert mx.get_active_memory() - before < size // 8

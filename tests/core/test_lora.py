@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import as_numpy, assert_close, assert_same, difference, normal
 
-from clara.core.lora import drop, init_adapter, layer_of, lora_linear, lora_linears, merge_lora
+from clara.core.lora import drop, init_adapter, joint, layer_of, lora_linear, lora_linears, merge_lora
 
 sizes, scales, seeds = st.integers(1, 40), st.floats(0.1, 8.0), st.integers(0, 2**31)
 
@@ -188,7 +188,7 @@ def test_layers_together_are_the_layers_one_by_one(rate: float) -> None:
     x, weights = normal(rng, 2, 3, 24), [normal(rng, 2, 3, out) for out in (8, 32, 16)]
 
     def together(x: mx.array, pairs: list[dict[str, mx.array]]) -> mx.array:
-        outs = lora_linears(linears, x, pairs, scale, rate, key)
+        outs = lora_linears(linears, x, joint(pairs), scale, rate, key)
         return sum((out * weight).sum() for out, weight in zip(outs, weights, strict=True))
 
     def alone(x: mx.array, pairs: list[dict[str, mx.array]]) -> mx.array:

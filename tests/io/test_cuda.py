@@ -60,8 +60,9 @@ def test_without_a_driver_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> No
 def test_kernels_are_kept_in_the_cache_by_the_release_of_mlx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("CLARA_CACHE", str(tmp_path))
     monkeypatch.delenv("MLX_PTX_CACHE_DIR", raising=False)
+    monkeypatch.setattr(mx, "device_info", lambda: {"architecture": "sm_90"})
     found = keep_kernels()
-    assert found == tmp_path / f"kernels-mlx-{mx.__version__}"
+    assert found == tmp_path / f"kernels-mlx-{mx.__version__}-sm_90"
     assert os.environ["MLX_PTX_CACHE_DIR"] == str(found)
 
 

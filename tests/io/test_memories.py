@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from tiny import tiny_module
 
 from clara.core.collate import Tokens
+from clara.core.init import add_lens, add_reasoner
 from clara.io.errors import ClaraError
 from clara.io.memories import (
     compressor_fingerprint,
@@ -267,8 +268,10 @@ def test_of_a_fingerprint_that_is_not_exact_the_bases_dtype_is_no_part(session: 
         lambda s: config_changed(s, "retrieval", top_k=2),
         lambda s: config_changed(s, "lora", dropout=0.5),
         lambda s: config_changed(s, "compute", logits_chunk=7),
+        lambda s: s._replace(params=add_lens(s.params)),
+        lambda s: s._replace(params=add_reasoner(s.params)),
     ],
-    ids=["generator", "top_k", "dropout", "logits_chunk"],
+    ids=["generator", "top_k", "dropout", "logits_chunk", "lens", "reasoner"],
 )
 def test_what_no_memory_depends_on_is_not_in_the_fingerprint(
     change: Callable[[Session], Session], session: Session

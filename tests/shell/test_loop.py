@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,12 @@ def halve(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str
     }
 
 
-either = pytest.mark.parametrize("ahead", [False, True], ids=["one by one", "ahead"])
+Ahead = Callable[[int], bool]
+either = pytest.mark.parametrize("ahead", [lambda _: False, lambda _: True], ids=["one by one", "ahead"])
 
 
 @either
-def test_each_step_is_yielded_with_its_state_metrics_and_tokens(ahead: bool) -> None:
+def test_each_step_is_yielded_with_its_state_metrics_and_tokens(ahead: Ahead) -> None:
     steps = list(training_steps(halve, start(), step_batches(3), ahead))
     assert [step.number for step in steps] == [1, 2, 3]
     assert [step.metrics for step in steps] == [{"loss": loss, "extra": 3.0} for loss in (1.0, 0.5, 0.25)]
@@ -88,12 +89,35 @@ def test_ahead_the_device_has_the_next_step_before_one_is_yielded() -> None:
         handed.append(int(state.step) + 1)
         return halve(state, batches)
 
-    steps = training_steps(update, start(), step_batches(4), ahead=True)
+    steps = training_steps(update, start(), step_batches(4), lambda _: True)
     assert [(next(steps).number, len(handed)) for _ in range(4)] == [(1, 2), (2, 3), (3, 4), (4, 4)]
 
 
+def test_a_step_that_the_caller_pauses_after_has_none_ahead_of_it() -> None:
+    handed: list[int] = []
+
+    def update(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
+        handed.append(int(state.step) + 1)
+        return halve(state, batches)
+
+    steps = training_steps(update, start(), step_batches(5), lambda number: number != 3)
+    assert [(next(steps).number, len(handed)) for _ in range(5)] == [(1, 2), (2, 3), (3, 3), (4, 5), (5, 5)]
+
+
+@either
+def test_what_was_computed_is_yielded_before_an_error_of_the_data(ahead: Ahead) -> None:
+    def batches() -> Iterator[StepBatch]:
+        yield from step_batches(3)
+        raise OSError("gone")
+
+    steps = training_steps(halve, start(), batches(), ahead)
+    assert [next(steps).number for _ in range(3)] == [1, 2, 3]
+    with pytest.raises(OSError, match="gone"):
+        next(steps)
+
+
 def test_the_time_of_a_step_begins_with_the_end_of_the_one_before() -> None:
-    begun, steps = time.perf_counter(), list(training_steps(halve, start(), step_batches(50), ahead=True))
+    begun, steps = time.perf_counter(), list(training_steps(halve, start(), step_batches(50), lambda _: True))
     assert sum(step.seconds for step in steps) <= time.perf_counter() - begun
 
 
@@ -103,21 +127,21 @@ def test_ahead_a_step_is_yielded_before_the_error_of_the_next_is_raised() -> Non
             raise MemoryError("no more")
         return halve(state, batches)
 
-    steps = training_steps(update, start(), step_batches(4), ahead=True)
+    steps = training_steps(update, start(), step_batches(4), lambda _: True)
     assert [next(steps).number, next(steps).number] == [1, 2]
     with pytest.raises(ClaraError, match="step 3: out of memory"):
         next(steps)
 
 
 @either
-def test_a_resumed_loop_counts_on(ahead: bool) -> None:
+def test_a_resumed_loop_counts_on(ahead: Ahead) -> None:
     steps = training_steps(halve, start()._replace(step=mx.array(7)), step_batches(2), ahead)
     assert [step.number for step in steps] == [8, 9]
 
 
 @either
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_a_loss_that_is_no_number_names_step_and_records(value: float, ahead: bool) -> None:
+def test_a_loss_that_is_no_number_names_step_and_records(value: float, ahead: Ahead) -> None:
     def update(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
         state, metrics = halve(state, batches)
         return state, metrics | {"loss": mx.where(state.step == 2, value, metrics["loss"])}
