@@ -26,6 +26,7 @@ from clara.shell.arguments import CONFIG
 from clara.shell.command import guarded
 from clara.shell.options import Options, merge, stage_defaults, step_config, to_options, to_plain
 from clara.shell.setup import check_origin, open_session, prepare_device
+from clara.shell.stores import require_compressor_of
 
 FORMATS = ("original", "mlx-lm", "peft", "fused")
 
@@ -76,6 +77,8 @@ def convert(arguments: argparse.Namespace) -> None:
         print(f"skipped a damaged checkpoint: {problem}")
     options = to_options(checkpoint.config, str(checkpoint.path))
     options = msgspec.structs.replace(options, model=arguments.model or options.model)
+    if (arguments.format or "original") == "original" or arguments.adapter == "compressor":
+        require_compressor_of(checkpoint)
     if (arguments.format or "original") == "original":
         if arguments.adapter:
             raise ClaraError("--adapter is for mlx-lm, peft and fused; the original's format has all of them")

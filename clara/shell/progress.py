@@ -32,7 +32,20 @@ def heading(options: Options, session: Session, trained: Params, records: Sequen
         f"training  {count:,} parameters on {len(records):,} records of {options.data.data}; stage {options.stage}, "
         f"{options.steps} steps of {options.data.batch_size}",
         f"run       {options.run}",
+        *idle_lines(options),
     ]
+
+
+def idle_lines(options: Options) -> list[str]:
+    """Return notes on options that were given and change nothing in this stage."""
+    data, notes = options.data, list[str]()
+    if data.autoencode_data and options.stage != "pretrain":
+        notes.append(f"autoencode_data is not read: stage {options.stage} repeats no documents")
+    elif data.autoencode_data and not data.autoencode_share:
+        notes.append("autoencode_data is not read: autoencode_share is 0")
+    if options.retrieval.in_batch_negatives and not options.loss.contrastive_weight:
+        notes.append("in_batch_negatives changes nothing: contrastive_weight is 0")
+    return [f"note      {note}" for note in notes]
 
 
 def kernel_lines(compile: str) -> list[str]:

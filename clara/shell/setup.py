@@ -10,11 +10,10 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import msgspec
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from clara.core.bind import anatomy, part_of
-from clara.core.config import CHOOSING, StepConfig
+from clara.core.config import CHOOSING, MemoryConfig, StepConfig
 from clara.core.init import add_lens, add_reasoner, init_base, init_params, resample_memory
 from clara.core.types import Base, Params
 from clara.io import cuda
@@ -124,15 +123,16 @@ def check_origin(checkpoint: Checkpoint, loaded: LoadedBase, options: Options) -
             f"--model {options.model} (fingerprint {loaded.fingerprint}); give the base that it was trained on"
         )
     before = to_options(checkpoint.config, str(checkpoint.path))
-    one, other = (msgspec.structs.replace(memory, compression_rate=1) for memory in (before.memory, options.memory))
     pairs = {
-        "memory": (0, 0) if options.stage == "pretrain" and one == other else (before.memory, options.memory),
-        "rank": (before.lora.rank, options.lora.rank),
-        "alpha": (before.lora.alpha, options.lora.alpha),
+        name: (getattr(before.memory, name), getattr(options.memory, name)) for name in MemoryConfig.__struct_fields__
     }
-    differing = [f"{name} {old!r}, not {new!r}" for name, (old, new) in pairs.items() if old != new]
+    pairs |= {name: (getattr(before.lora, name), getattr(options.lora, name)) for name in ("rank", "alpha")}
+    free = {"compression_rate"} if options.stage == "pretrain" else set()
+    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in free}
     if differing:
-        raise ClaraError(f"{checkpoint.path}: was trained with {'; '.join(differing)}; leave these options out")
+        said = "; ".join(f"{name} {old!r}, not {new!r}" for name, (old, new) in differing.items())
+        advice = " (stage pretrain takes another rate)" if "compression_rate" in differing else ""
+        raise ClaraError(f"{checkpoint.path}: was trained with {said}; leave these options out{advice}")
 
 
 def beside(base: Base, checkpoint: Checkpoint) -> Base:

@@ -31,7 +31,14 @@ def checkpoint_for(path: Path, source: str = "") -> Checkpoint:
         raise ClaraError(f"{error}; {advice}") from error
     for problem in problems:
         print(f"skipped a damaged checkpoint: {problem}")
+    require_compressor_of(checkpoint)
     return checkpoint
+
+
+def require_compressor_of(checkpoint: Checkpoint) -> None:
+    """Raise ClaraError where a checkpoint was trained on text: its compressor was not trained."""
+    if to_options(checkpoint.config, str(checkpoint.path)).data.reads == "text":
+        raise ClaraError(f"{checkpoint.path}: was trained on text and has no memory; wanted a run of memory")
 
 
 def session_of(checkpoint: Checkpoint, model: str = "") -> Session:

@@ -105,7 +105,7 @@ def ended(options: Options, step: int) -> str:
     if step >= options.steps:
         return f"has done all {options.steps} steps; give a larger --steps"
     count = f"{options.patience} held-out evaluations in a row" if options.patience > 1 else "a held-out evaluation"
-    return f"ended after step {step}: {count} brought no better {options.keep_best}; give a larger --patience"
+    return f"ended after step {step}: {count} brought no better {options.keep_best}; give a larger --patience, or 0"
 
 
 def run_stage(options: Options, checkpoint: Checkpoint | None, root: Path, ranks: Ranks = ALONE) -> int:

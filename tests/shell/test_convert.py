@@ -11,7 +11,7 @@ import pytest
 from folders import tiny_folder, write_records
 from mlx.utils import tree_flatten
 from reference import GOLDEN
-from runs import Run, command_of
+from runs import Run, command_of, text_run
 from tiny import to_bytes
 
 from clara.io.checkpoint import load_checkpoint, newest_checkpoint
@@ -222,3 +222,18 @@ def test_a_folder_without_a_checkpoint_is_refused(command: Run, tmp_path: Path) 
     status, _, err = command(tmp_path / "empty", tmp_path / "to")
     assert status == 1 and f"error: {tmp_path / 'empty'}: no whole checkpoint found" in err
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("more", [(), ("--format", "peft", "--adapter", "compressor")])
+def test_the_compressor_of_a_run_of_text_is_refused(
+    more: tuple[str, ...], base: Path, command: Run, tmp_path: Path
+) -> None:
+    run = text_run(base, tmp_path / "text")
+    status, _, err = command(str(run), str(tmp_path / "out"), *more)
+    assert status == 1 and "was trained on text and has no memory" in err and not (tmp_path / "out").exists()
+
+
+def test_the_generator_of_a_run_of_text_is_converted(base: Path, command: Run, tmp_path: Path) -> None:
+    run = text_run(base, tmp_path / "text")
+    status, _, _ = command(str(run), str(tmp_path / "out"), "--format", "mlx-lm")
+    assert status == 0 and (tmp_path / "out").is_dir()

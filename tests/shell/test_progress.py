@@ -9,7 +9,8 @@ import pytest
 
 from clara.core.types import TrainState
 from clara.shell.loop import Step
-from clara.shell.progress import clock, compute_line, heldout_line, kernel_lines, step_line
+from clara.shell.options import to_options
+from clara.shell.progress import clock, compute_line, heldout_line, idle_lines, kernel_lines, step_line
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,22 @@ def test_an_evaluation_of_a_choosing_stage_tells_how_candidates_rank_and_how_ans
         "held-out after step 3: contrastive 0.500; recall@1 0.250, precision@2 0.125, MRR 0.750; "
         "EM 0.100, cover-EM 0.200, F1 0.300"
     )
+
+
+@pytest.mark.parametrize(
+    ("layers", "said"),
+    [
+        ({"data": {"autoencode_data": "f", "autoencode_share": 0.5}}, []),
+        ({"data": {"autoencode_data": "f"}}, ["autoencode_data is not read: autoencode_share is 0"]),
+        (
+            {"stage": "instruct", "data": {"autoencode_data": "f", "autoencode_share": 0.5}},
+            ["autoencode_data is not read: stage instruct repeats no documents"],
+        ),
+        (
+            {"stage": "end_to_end", "loss": {"alignment_weight": 0}, "retrieval": {"in_batch_negatives": True}},
+            ["in_batch_negatives changes nothing: contrastive_weight is 0"],
+        ),
+    ],
+)
+def test_options_that_change_nothing_are_noted(layers: dict[str, object], said: list[str]) -> None:
+    assert idle_lines(to_options(layers)) == [f"note      {each}" for each in said]

@@ -9,7 +9,7 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from folders import tiny_folder
-from runs import tiny_run
+from runs import text_run, tiny_run
 from tiny import assert_same
 
 from clara.io.checkpoint import OPTIMIZER, PARAMS, newest_checkpoint
@@ -147,3 +147,9 @@ def test_a_packing_that_a_store_has_not_is_refused(store: Store) -> None:
         require_packing(store.info, "float16", None)
     with pytest.raises(ClaraError, match="--bits 8: the store has none; leave it out"):
         require_packing(store.info, None, 8)
+
+
+def test_a_run_of_text_makes_no_store(base: Path, tmp_path: Path) -> None:
+    run = text_run(base, tmp_path / "text")
+    with pytest.raises(ClaraError, match="step-000003: was trained on text and has no memory; wanted a run of memory"):
+        checkpoint_for(tmp_path / "store", str(run))

@@ -744,8 +744,9 @@ def test_bad_data_of_a_later_stage_is_refused_before_the_first(own: Place) -> No
     ("more", "said"),
     [
         (["--rank", "2"], "was trained with rank 4, not 2"),
-        (["--doc-max-tokens", "16"], "was trained with memory "),
-        (["--no-anchored"], "was trained with memory "),
+        (["--doc-max-tokens", "16"], "was trained with doc_max_tokens 32, not 16"),
+        (["--no-anchored"], "was trained with anchored True, not False"),
+        (["--compression-rate", "4"], "was trained with compression_rate 8, not 4"),
         (["--alpha", "7"], "was trained with alpha 32.0, not 7.0"),
     ],
 )
@@ -871,7 +872,7 @@ def test_a_run_without_patience_left_ends_as_if_its_steps_were_done(
     monkeypatch.setattr(train, "measure", worsening)
     run = tmp_path / "run"
     ran = command(*place.arguments(run, *PATIENT))
-    said = "ended after step 4: 2 held-out evaluations in a row brought no better loss; give a larger --patience"
+    said = "ended after step 4: 2 held-out evaluations in a row brought no better loss; give a larger --patience, or 0"
     assert ran.status == 0 and said in ran.out and f"run folder: {run}" in ran.out
     assert [step for step, _ in losses(run)] == [1, 2, 3, 4]
     assert [path.name for path in checkpoints(run / "checkpoints")] == ["step-000002", "step-000004"]

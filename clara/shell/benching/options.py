@@ -45,7 +45,7 @@ class BenchOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ] = ""
     data: Annotated[str, Meta(description="Records of the data cases: a file, or the built-in sample.")] = "sample"
     batches: Annotated[
-        int, Meta(ge=0, description="Batches that a data case takes of an epoch; 0 = 4 on a CPU, 16 on a GPU.")
+        int, Meta(ge=0, le=1000, description="Batches that a data case takes; 0 = 4 on a CPU, 16 on a GPU.")
     ] = 0
     growth_steps: Annotated[
         int, Meta(ge=0, description="Steps that growth of memory is looked for in; 0 = 30 on a CPU, 200 on a GPU.")

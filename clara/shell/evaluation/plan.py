@@ -92,6 +92,10 @@ def plan_of(options: EvaluateOptions) -> Plan:
     """Return an evaluation, ready to go. Raises ClaraError for whatever would stop it, before anything is computed."""
     if bool(options.data) == bool(options.paper):
         raise ClaraError("wanted either --data FILE or --paper PDF")
+    if options.paper and options.counterfactual:
+        raise ClaraError(
+            "--counterfactual rewrites documents of questions, and those of --paper have none: leave it out"
+        )
     checkpoint, problems = newest_checkpoint(Path(options.checkpoint).expanduser())
     for problem in problems:
         print(f"skipped a damaged checkpoint: {problem}")
