@@ -192,7 +192,7 @@ def with_memories(job: Job) -> Job:
     documents = distinct_documents([*job.records, *job.heldout], job.session.encoder)
     memories = compress_all(job.session, documents, root, ranks=job.ranks)
     job = job._replace(feed=job.feed._replace(memory=lambda wanted: read_memories(memories, wanted)))
-    return with_lens(job, documents) if job.session.config.has_lens and job.start == 0 else job
+    return with_lens(job, documents) if job.session.config.has_lens else job
 
 
 def with_lens(job: Job, documents: Sequence[Tokens]) -> Job:

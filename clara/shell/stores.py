@@ -35,9 +35,14 @@ def checkpoint_for(path: Path, source: str = "") -> Checkpoint:
     return checkpoint
 
 
+def reads_text(checkpoint: Checkpoint) -> bool:
+    """Return whether a checkpoint's generator was trained on the text of documents, without a compressor."""
+    return to_options(checkpoint.config, str(checkpoint.path)).data.reads == "text"
+
+
 def require_compressor_of(checkpoint: Checkpoint) -> None:
     """Raise ClaraError where a checkpoint was trained on text: its compressor was not trained."""
-    if to_options(checkpoint.config, str(checkpoint.path)).data.reads == "text":
+    if reads_text(checkpoint):
         raise ClaraError(f"{checkpoint.path}: was trained on text and has no memory; wanted a run of memory")
 
 

@@ -7,9 +7,8 @@ from typing import Any
 
 from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint
 from clara.io.errors import ClaraError
-from clara.shell.options import to_options
 from clara.shell.setup import Session
-from clara.shell.stores import session_of
+from clara.shell.stores import reads_text, session_of
 
 
 def text_checkpoint(source: str, base: str) -> Checkpoint:
@@ -28,11 +27,6 @@ def text_checkpoint(source: str, base: str) -> Checkpoint:
             f"--checkpoint (fingerprint {base}); wanted the same"
         )
     return checkpoint
-
-
-def reads_text(checkpoint: Checkpoint) -> bool:
-    """Return whether a checkpoint's generator was trained on the text of documents, without a compressor."""
-    return to_options(checkpoint.config, str(checkpoint.path)).data.reads == "text"
 
 
 def require_memory(checkpoint: Checkpoint) -> None:

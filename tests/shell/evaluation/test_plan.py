@@ -27,24 +27,6 @@ ALL = [name for name in SYSTEMS if name != "tuned_text"]
 """What is asked where there is no generator that was tuned on text."""
 
 
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def run(base: Path) -> Path:
-    """Return a run that chooses three documents."""
-    return tiny_run(base, base.parent / "run", stage="end_to_end", retrieval={"top_k": 3})
-
-
-@pytest.fixture(scope="module")
-def data(base: Path) -> Path:
-    """Return five questions with three candidates each."""
-    return write_choices(base.parent / "choices.jsonl", range(5))
-
-
 def test_a_plan_holds_all_that_is_to_be_done(run: Path, data: Path) -> None:
     found = plan(run, data)
     assert found.systems == ALL and len(found.questions) == 5

@@ -6,28 +6,10 @@ from pathlib import Path
 
 import pytest
 from evaluations import plan, refusal
-from folders import tiny_folder, write_choices, write_records
-from runs import text_run, tiny_run
+from folders import write_records
+from runs import text_run
 
 from clara.shell.evaluation.room import most_read
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
-
-
-@pytest.fixture(scope="module")
-def run(base: Path) -> Path:
-    """Return a run that chooses three documents."""
-    return tiny_run(base, base.parent / "run", stage="end_to_end", retrieval={"top_k": 3})
-
-
-@pytest.fixture(scope="module")
-def data(base: Path) -> Path:
-    """Return five questions with three candidates each."""
-    return write_choices(base.parent / "choices.jsonl", range(5))
 
 
 def test_as_many_documents_are_read_as_there_are_or_are_chosen(run: Path, data: Path) -> None:
