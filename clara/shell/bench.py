@@ -1,13 +1,15 @@
 """Measures speed and memory: training steps, compression, answers, stores, the way of data, start-up and growth.
 
 Run `python -m clara.shell.bench`; its last line is one JSON document with all that it found. Save the output of one
-machine or commit and give it to `--compare` on another. Weights are random unless `--model` names a base.
+machine or commit and give it to `--compare` on another. Weights are random unless `--model` names a base. Started by
+`mlx.launch`, it measures steps that several processes do together, and what they send each other.
 """
 
 from __future__ import annotations
 
 import gc
 import hashlib
+import math
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -34,6 +36,8 @@ from clara.shell.benching.table import (
 from clara.shell.benching.timing import Result, matrix_work, measure, short_of_memory
 from clara.shell.benching.workbench import Workbench, workbench
 from clara.shell.command import guarded
+from clara.shell.launch import ranked
+from clara.shell.ranks import Ranks
 from clara.shell.setup import prepare_device
 
 COMMAND = "python -m clara.shell.bench"
@@ -44,17 +48,17 @@ MATRIX = {"tiny": 512, "cpu": 2048, "gpu": 8192}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 1 a message or a case that failed, 130 stopped by Ctrl-C."""
-    return guarded(lambda: run(read_options(COMMAND, __doc__ or "", argv)))
+    return guarded(lambda: ranked(lambda ranks: run(read_options(COMMAND, __doc__ or "", argv), ranks)))
 
 
-def run(options: BenchOptions) -> int:
+def run(options: BenchOptions, ranks: Ranks) -> int:
     """Run the chosen cases and print what came of them; return the exit status."""
-    cases = chosen_cases(options)
+    cases = chosen_cases(options, several=ranks.size > 1)
     old = read_document(options.compare) if options.compare else None
     if any(case.group == "data" for case in cases):
         read_data(options.data)
     compiled = prepare_device(options.compile)
-    with workbench(options, compiled) as bench:
+    with workbench(options, compiled, ranks) as bench:
         heading = about(bench)
         for name, text in heading.items():
             print(f"{name:9s} {text}", flush=True)
@@ -99,6 +103,7 @@ def about(bench: Workbench) -> dict[str, str]:
     shapes = (
         f"{bench.rows} rows of {size.document + size.memory_tokens + 3} document and {size.decoder} decoder "
         f"positions, {size.answer} of them answer; rank {options.lora.rank}, dropout {options.lora.dropout:g}"
+        + (f"; {bench.ranks.size} ranks, as many rows each" if bench.ranks.size > 1 else "")
     )
     return {
         "device": f"{kind}, {device}" + (f", BLAS: {cpu.preload()}" if kind == "cpu" else ""),
@@ -131,8 +136,10 @@ def matrix_result(bench: Workbench) -> Result:
 def measured(bench: Workbench, case: Case, matrix: float) -> Result:
     """Return the result of a case; where it fails, a row that says so. Raises ClaraError for what the user can mend."""
     options = bench.options
+    # Several ranks must all do a case equally often, however long it takes each of them.
+    seconds = options.seconds if bench.ranks.size == 1 else math.inf
     try:
-        result = measure(case.prepare(bench), case.group, case.name, options.rounds, options.seconds, matrix)
+        result = measure(case.prepare(bench), case.group, case.name, options.rounds, seconds, matrix)
     except ClaraError:
         raise
     except (RuntimeError, MemoryError, ValueError) as error:

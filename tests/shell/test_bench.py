@@ -88,7 +88,7 @@ def failing(error: BaseException) -> list[Case]:
 def test_a_case_that_fails_is_a_row_and_not_the_end(
     error: Exception, said: str, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(bench, "chosen_cases", lambda options: failing(error))
+    monkeypatch.setattr(bench, "chosen_cases", lambda *_, **__: failing(error))
     lines, document, _ = ran(capsys, status=status)
     assert [each["error"] for each in document["results"]] == ["", said, ""]
     assert [line for line in lines if line.startswith("step") and line.endswith(said)]
@@ -98,7 +98,7 @@ def test_what_was_measured_before_ctrl_c_is_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = reversed(failing(KeyboardInterrupt()))
-    monkeypatch.setattr(bench, "chosen_cases", lambda options: [good, bad, good])
+    monkeypatch.setattr(bench, "chosen_cases", lambda *_, **__: [good, bad, good])
     _, document, progress = ran(capsys, status=130)
     assert [each["case"] for each in document["results"]] == ["product 512", "good"]
     assert progress.splitlines()[-1] == "stopped after 1 of 3 cases"

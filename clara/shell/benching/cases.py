@@ -17,6 +17,7 @@ from clara.shell.benching.options import BenchOptions, store_sizes
 from clara.shell.benching.startup import startup_work
 from clara.shell.benching.steps import BATCHES, compress_work, step_work
 from clara.shell.benching.stores import BATCH, PACKINGS, adding_work, memory_search_work, words_search_work
+from clara.shell.benching.sums import gradient_work, message_work
 from clara.shell.benching.timing import Result, Work
 from clara.shell.benching.workbench import Workbench
 
@@ -88,9 +89,21 @@ def store_cases(sizes: Sequence[int]) -> list[Case]:
     return [*found, Case("retrieval", f"add {BATCH} to {first}", partial(adding_work, number=first))]
 
 
-def chosen_cases(options: BenchOptions) -> list[Case]:
-    """Return the cases that `only` names. Raises ClaraError where a part of it names none."""
-    cases = all_cases(options)
+def shared_cases() -> list[Case]:
+    """Return the cases of several ranks: steps that they do together, and what they send each other."""
+    return [
+        *(Case("step", stage, partial(step_work, stage=stage)) for stage in STAGES),
+        Case("ranks", "sum of a gradient", gradient_work),
+        Case("ranks", "smallest sum", message_work),
+    ]
+
+
+def chosen_cases(options: BenchOptions, several: bool = False) -> list[Case]:
+    """Return the cases that `only` names; several: of those for several ranks.
+
+    Raises ClaraError where a part of it names none.
+    """
+    cases = shared_cases() if several else all_cases(options)
     if not options.only:
         return cases
     found = set[str]()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -19,6 +20,7 @@ from clara.shell.benching.shapes import positions, stage_batch, start_params, st
 from clara.shell.benching.timing import Work
 from clara.shell.benching.workbench import Workbench
 from clara.shell.loop import Update
+from clara.shell.ranks import ALONE, Ranks, share
 
 PORTION = 32
 """Documents that are compressed at a time where memories are only prepared."""
@@ -27,13 +29,16 @@ BATCHES = 4
 """Batches of passages that are compressed in turn, to see that memory does not grow with them."""
 
 
-def make_job_update(base: Base, config: StepConfig, params: Params, compiled: bool) -> tuple[Update, TrainState]:
+def make_job_update(
+    base: Base, config: StepConfig, params: Params, compiled: bool, ranks: Ranks = ALONE
+) -> tuple[Update, TrainState]:
     """Return (update, state) of a stage as `clara.shell.job` makes them, the state evaluated."""
     trained, frozen = trained_leaves(config, params)
     packing = packing_of(trained)
     packed = pack(packing, trained)
     optimizer = adamw(OptimizerConfig(), total_steps=1000)
-    update = make_update(make_train_step(base, config, frozen, packing=packing), optimizer)
+    summed = partial(share, ranks)
+    update = make_update(make_train_step(base, config, frozen, packing=packing, share=summed), optimizer)
     state = TrainState(packed, optimizer.init(packed), mx.array(0))
     mx.eval(state)
     return mx.compile(update) if compiled else update, state
@@ -51,7 +56,10 @@ def advancing(update: Update, state: TrainState) -> Callable[[Sequence[Batch]], 
 
 
 def step_work(bench: Workbench, stage: Stage, cached: bool = True) -> Work:
-    """Return one step of a stage on full rows; cached: a choosing stage reads memories that are kept."""
+    """Return one step of a stage on full rows; cached: a choosing stage reads memories that are kept.
+
+    Of several ranks each has as many rows; the counts are those of all.
+    """
     base = bench.base()
     config = step_config(bench.size, bench.options, stage)
     params = start_params(base, config)
@@ -59,8 +67,8 @@ def step_work(bench: Workbench, stage: Stage, cached: bool = True) -> Work:
     if cached and stage in CHOOSING:
         batch = batch._replace(documents=compress_in_turn(base, config, params, batch.documents))
         mx.eval(batch)
-    advance = advancing(*make_job_update(base, config, params, bench.compiled))
-    counts = {"examples": bench.rows, "tokens": positions(batch)}
+    advance = advancing(*make_job_update(base, config, params, bench.compiled, bench.ranks))
+    counts = {"examples": bench.ranks.size * bench.rows, "tokens": bench.ranks.size * positions(batch)}
     return Work(lambda _: advance([batch]), counts, cost=stage_cost(bench.shape(), config, batch))
 
 

@@ -22,6 +22,7 @@ from clara.io.records import read_records
 from clara.io.tokens import Tokenizer, load_tokenizer
 from clara.shell.benching.options import BenchOptions
 from clara.shell.benching.shapes import SIZES, Size, memory_config, random_layout, random_module, to_base
+from clara.shell.ranks import ALONE, Ranks
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 CHAT_TEMPLATE = (
@@ -53,10 +54,11 @@ class Workbench(NamedTuple):
     """What a case has made for others, by a key of its own."""
     ending: ExitStack
     """Closes what cases open."""
+    ranks: Ranks
 
 
 @contextmanager
-def workbench(options: BenchOptions, compiled: bool) -> Iterator[Workbench]:
+def workbench(options: BenchOptions, compiled: bool, ranks: Ranks = ALONE) -> Iterator[Workbench]:
     """Open a workbench; at the end its stores are closed and its files removed. compiled: whether steps are."""
     gpu = mx.default_device() != mx.cpu
     size = SIZES[options.size]
@@ -82,6 +84,7 @@ def workbench(options: BenchOptions, compiled: bool) -> Iterator[Workbench]:
             folder,
             {},
             ending,
+            ranks,
         )
 
 

@@ -28,6 +28,13 @@ def test_each_ratio_is_between_cases_that_there_are() -> None:
     assert [each for each in all_ratios() if not {each.fast, each.slow} <= paths] == []
 
 
+def test_several_ranks_have_cases_of_their_own() -> None:
+    paths = [case.path for case in chosen_cases(BenchOptions(), several=True)]
+    assert paths[-2:] == ["ranks/sum of a gradient", "ranks/smallest sum"] and "step/pretrain" in paths
+    with pytest.raises(ClaraError, match="--only data: no such case; groups are step, ranks"):
+        chosen_cases(BenchOptions(only="data"), several=True)
+
+
 def test_nothing_chooses_all() -> None:
     assert chosen("") == [case.path for case in all_cases(BenchOptions(memories="10,20"))]
 
