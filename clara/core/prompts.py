@@ -48,6 +48,12 @@ class Prompts(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         Wording("Write a new version of this text that keeps every fact: {memory}"),
     )
     """Wordings of the paraphrase task; the record's place in the data decides which one it gets."""
+    cloze: Wording = Wording(
+        "Background: {memory}\n\nAnswer briefly from the background.\nFill in what is left out: {question}"
+    )
+    """A sentence of the document with `___` for what was left out of it, which is the reply."""
+    next_cloze: str = "Fill in what is left out: {question}"
+    """A further such sentence in the same conversation."""
     autoencode: Wording = Wording("{memory}\n\nRepeat the text word for word.")
     """The document itself is the reply."""
     joined: bool = False

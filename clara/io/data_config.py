@@ -72,13 +72,22 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     autoencode_data: Annotated[
         str,
         Meta(
-            description="Further data, likewise, whose documents such examples repeat, each of them whether it holds "
-            "an answer or not; empty: the record's own."
+            description="Further data, likewise, whose documents such examples repeat or fill in, each of them whether "
+            "it holds an answer or not; empty: the record's own."
         ),
     ] = ""
     paraphrase_share: Annotated[
         float,
         Meta(ge=0, le=1, description="Share of `pretrain` examples that learn the paraphrase, of records with one."),
+    ] = 0.0
+    cloze_share: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=1,
+            description="Share of `pretrain` examples that fill in what was left out of a document's sentences, of "
+            "those that do not repeat it; documents as in autoencode_data.",
+        ),
     ] = 0.0
     seed: Annotated[
         int, Meta(ge=0, lt=2**32, description="Seed of shuffling, task mixing, dropout and start values.")
@@ -89,4 +98,9 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(
                 f"autoencode_floor {self.autoencode_floor} is more than autoencode_share {self.autoencode_share}, "
                 "which fades to it: it must not be larger"
+            )
+        if self.paraphrase_share + self.cloze_share > 1:
+            raise ValueError(
+                f"paraphrase_share {self.paraphrase_share} and cloze_share {self.cloze_share} are more than 1 "
+                "together: both are shares of the examples that repeat no document"
             )

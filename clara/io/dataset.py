@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import bisect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 
+from clara.core.cloze import cloze_pairs
 from clara.core.collate import EVERY, DocumentTable, Example, Tokens, collate, document_table
 from clara.core.config import CHOOSING, Stage
 from clara.core.types import Batch
 from clara.core.widths import Widths
 from clara.io.data_config import DataConfig
-from clara.io.examples import Encoder, encode_choice, encode_document, encode_record, turns
+from clara.io.examples import Encoder, encode_choice, encode_document, encode_record, shortened, turns
 from clara.io.records import Record
 
 
@@ -29,7 +32,7 @@ class Feed(NamedTuple):
     memory: Callable[[Sequence[Tokens]], mx.array] | None = None
     """The memories of documents, float[n, M, D], where batches carry them in place of tokens."""
     pool: Sequence[Record] = ()
-    """Documents that autoencoding examples of `pretrain` take, a record each; none: those of their own records."""
+    """Documents that examples of `pretrain` repeat or fill in, a record each; none: those of their own records."""
     widths: Widths = EVERY
     """What lengths are padded to, where not to every multiple."""
     in_batch_negatives: bool = False
@@ -50,6 +53,9 @@ class StepBatch(NamedTuple):
 
 NEAR = 256
 """Documents of a pool, of nearly one length, that one of them is drawn from."""
+
+MOST_BLANKS = 8
+"""Sentences of a document that one example fills in, at most."""
 
 WINDOW = 16
 """Batches whose records are sorted by length together: padding shrinks, order stays nearly random."""
@@ -79,9 +85,10 @@ def autoencode_share(config: DataConfig, progress: float) -> float:
 def choose_task(record: Record, config: DataConfig, draw: float, progress: float) -> str:
     """Return the task of an example: draw and progress (part of the run that is done) lie in [0, 1)."""
     autoencode = autoencode_share(config, progress)
-    if draw < autoencode:
-        return "autoencode"
-    if record.paraphrase is not None and draw < autoencode + config.paraphrase_share * (1 - autoencode):
+    cloze = autoencode + config.cloze_share * (1 - autoencode)
+    if draw < cloze:
+        return "autoencode" if draw < autoencode else "cloze"
+    if record.paraphrase is not None and draw < cloze + config.paraphrase_share * (1 - autoencode):
         return "paraphrase"
     return record.data_type
 
@@ -138,20 +145,43 @@ def planned(
 def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float) -> list[tuple[Record, str]]:
     """Return the record and the task of each example of a step, by (seed, step, place); records: of its whole batch.
 
-    Where the feed has a pool, an example that is to repeat a document has one of the pool in its record's place, drawn
-    from those whose length comes nearest, so that batches of one length stay so. progress: the part of the run done.
+    Where the feed has a pool, an example that is to repeat a document, or to fill in its sentences, has one of the pool
+    in its record's place, drawn from those whose length comes nearest, so that batches of one length stay so. A
+    document without a sentence to fill in leaves its record's own task. progress: the part of the run done.
     """
     config, pool = feed.config, feed.pool
     if feed.stage != "pretrain":
         return [(record, record.data_type) for record in records]
     draws = np.random.default_rng([config.seed, 1, step]).random(len(records))
     places = np.random.default_rng([config.seed, 4, step]).random(len(records))
-    share = autoencode_share(config, progress) if pool else 0.0
+    seeds = np.random.default_rng([config.seed, 5, step]).integers(2**63, size=len(records)).tolist()
+    share = autoencode_share(config, progress)
+    share = share + config.cloze_share * (1 - share) if pool else 0.0
     taken = [
         nearest(pool, record, place) if draw < share else record
         for record, draw, place in zip(records, draws, places, strict=True)
     ]
-    return [(record, choose_task(record, config, draw, progress)) for record, draw in zip(taken, draws, strict=True)]
+    found = list[tuple[Record, str]]()
+    for record, draw, seed in zip(taken, draws, seeds, strict=True):
+        task = choose_task(record, config, draw, progress)
+        asked = cloze_record(feed.encoder, record, seed) if task == "cloze" else None
+        found.append((record, record.data_type) if task == "cloze" and asked is None else (asked or record, task))
+    return found
+
+
+def cloze_record(encoder: Encoder, record: Record, seed: int) -> Record | None:
+    """Return the record with sentences of its document to fill in, drawn by seed, as its questions.
+
+    They are of what is read of the document, its first doc_max_tokens. None where there is none, or the first does not
+    fit into max_tokens.
+    """
+    pairs = cloze_pairs(shortened(encoder, record.docs[0]), seed, MOST_BLANKS)
+    if not pairs:
+        return None
+    questions, answers = ([pair[i] for pair in pairs] for i in (0, 1))
+    asked = msgspec.structs.replace(record, question=questions, answers=answers)
+    whole = encode_record(encoder._replace(max_tokens=sys.maxsize), asked, "cloze", most=1)
+    return asked if len(whole.tokens) <= encoder.max_tokens else None
 
 
 def nearest(pool: Sequence[Record], record: Record, place: float) -> Record:

@@ -127,7 +127,7 @@ def encode_record(
     turn: counts how often the record was seen; it chooses wordings and which question comes first. form: "turns" asks
     one question after the other and learns the answers; "pairs" learns all questions and answers as one reply; "one"
     asks a single question. Of more pairs than max_tokens holds, or than `most`, the first are taken. Raises ClaraError,
-    naming the record, where not even one fits.
+    naming the record, where not even one fits. Questions of task "cloze" are sentences to fill in, in turns.
     """
     prompts = encoder.prompts
     conversation = functools.partial(_conversation, encoder, record.id or "record", record.docs)
@@ -137,9 +137,9 @@ def encode_record(
         wording = prompts.paraphrases[turn % len(prompts.paraphrases)]
         reply = record.paraphrase if record.paraphrase is not None else record.replies[0]
         return _fit(encoder, conversation([_turn(wording, "", reply)]))
-    pairs = _pairs(record, turn)
+    pairs = _pairs(record, 0 if task == "cloze" else turn)
     for count in range(1 if form == "one" else min(most or len(pairs), len(pairs)), 0, -1):
-        example = conversation(_turns(prompts, pairs[:count], form))
+        example = conversation(_turns(prompts, pairs[:count], task if task == "cloze" else form))
         if len(example.tokens) <= encoder.max_tokens:
             return example
     return _fit(encoder, example)
@@ -183,8 +183,8 @@ def _turns(prompts: Prompts, pairs: Sequence[tuple[str, str]], form: str) -> lis
     if form == "pairs":
         lines = [prompts.pair.format(question=question, answer=answer) for question, answer in pairs]
         return [_turn(prompts.pairs, "", "\n".join(lines))]
-    (question, answer), *more = pairs
-    return [_turn(prompts.answer, question, answer), *(Turn(prompts.next_question, *pair) for pair in more)]
+    first, after = (prompts.cloze, prompts.next_cloze) if form == "cloze" else (prompts.answer, prompts.next_question)
+    return [_turn(first, *pairs[0]), *(Turn(after, *pair) for pair in pairs[1:])]
 
 
 def _fit(encoder: Encoder, example: Example) -> Example:

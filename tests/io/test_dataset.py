@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import msgspec
@@ -27,6 +27,7 @@ from clara.io.dataset import (
     StepBatch,
     check_records,
     choose_task,
+    cloze_record,
     distinct_documents,
     epoch_plan,
     evaluation_batches,
@@ -253,6 +254,17 @@ def test_autoencoding_may_fade_to_a_floor() -> None:
         DataConfig(autoencode_share=0.6, autoencode_floor=0.7)
 
 
+def test_sentences_to_fill_in_take_their_share_of_the_rest() -> None:
+    config = DataConfig(autoencode_share=0.6, cloze_share=0.5, paraphrase_share=0.25)
+    plain = Record(docs=["d"], question="q", answer="a")
+    own = msgspec.structs.replace(plain, paraphrase="p")
+    assert shares(own, config, 0.0) == pytest.approx({"autoencode": 0.6, "cloze": 0.2, "paraphrase": 0.1, "qa": 0.1})
+    assert shares(plain, config, 0.5) == pytest.approx({"autoencode": 0.3, "cloze": 0.35, "qa": 0.35})
+    assert shares(plain, DataConfig(cloze_share=1.0), 0.0) == {"cloze": 1.0}
+    with pytest.raises(ValueError, match=r"paraphrase_share 0.5 and cloze_share 0.75 are more than 1 together"):
+        DataConfig(paraphrase_share=0.5, cloze_share=0.75)
+
+
 @pytest.fixture(scope="module")
 def pool() -> list[Record]:
     """Return fifty documents to repeat that no record has."""
@@ -296,6 +308,80 @@ def test_a_record_whose_own_task_is_to_repeat_keeps_its_document(encoder: Encode
     feed = Feed(encoder, DataConfig(autoencode_share=0.0), pool=pool)
     assert step_tasks([own], feed, 0, 0.0) == [(own, "autoencode")]
     assert step_tasks([own], feed._replace(stage="instruct", config=MIXED), 0, 0.0) == [(own, "autoencode")]
+
+
+CLOZE = changed(MIXED, autoencode_share=0.0, paraphrase_share=0.0, cloze_share=1.0)
+
+
+def test_a_record_is_asked_about_sentences_of_what_is_read_of_its_document(encoder: Encoder) -> None:
+    record = Record(id="r", docs=["Lamp 5 burns very red. Lamp 6 burns very blue."], question="q", answer="a")
+    found = [cloze_record(encoder, record, seed) for seed in range(4)]
+    assert all(each and (each.id, each.docs) == ("r", record.docs) for each in found)
+    assert [(each.questions, each.replies) for each in found if each] == [(["Lamp ___ burns very red."], ["5"])] * 4
+    wider = cloze_record(encoder._replace(doc_max_tokens=64), record, 0)
+    assert wider and sorted(wider.replies) == ["5", "6"]
+    assert cloze_record(encoder, Record(docs=["Too short."]), 0) is None
+
+
+def test_sentences_to_fill_in_come_from_the_pool(encoder: Encoder, records: list[Record], pool: list[Record]) -> None:
+    asked = document_records([Record(id="p", docs=[f"Wick {i} is cut very short." for i in range(9)])])
+    feed = Feed(encoder, changed(CLOZE, cloze_share=0.5), pool=asked)
+    drawn = [one for step in range(20) for one in step_tasks(records[:4], feed, step, 0.0)]
+    own = [record for record, task in drawn if task == "qa"]
+    filled = [record for record, task in drawn if task == "cloze"]
+    assert len(own) + len(filled) == 80 and 25 < len(filled) < 55 and all(record in records for record in own)
+    assert {record.docs[0] for record in filled} == {record.docs[0] for record in asked}
+    assert {record.questions[0] for record in filled} == {"Wick ___ is cut very short."}
+    dull = step_tasks(records[:4], feed._replace(config=CLOZE, pool=pool), 0, 0.0)
+    assert all(record in pool and task == "autoencode" for record, task in dull), "nothing of it can be left out"
+
+
+def test_without_a_sentence_to_fill_in_a_record_keeps_its_own_task(encoder: Encoder, records: list[Record]) -> None:
+    drawn = step_tasks(records, Feed(encoder, CLOZE), 0, 0.0)
+    wanted = ["cloze" if "very" in record.docs[0] else "qa" for record in records]
+    assert [task for _, task in drawn] == wanted and set(wanted) == {"cloze", "qa"}
+    assert all(asked is record for (asked, task), record in zip(drawn, records, strict=True) if task == "qa")
+
+
+def test_what_is_left_out_depends_on_seed_step_and_place(encoder: Encoder) -> None:
+    record = Record(docs=["Ada 5 saw Ben 6 burn Cid 7 very red."], question="q", answer="a")
+
+    def drawn(seed: int, step: int, count: int) -> list[str]:
+        feed = Feed(encoder._replace(doc_max_tokens=64), changed(CLOZE, seed=seed))
+        return [asked.replies[0] for asked, _ in step_tasks([record] * count, feed, step, 0.0)]
+
+    assert drawn(0, 3, 16) == drawn(0, 3, 16) != drawn(1, 3, 16) != drawn(0, 4, 16)
+    assert drawn(0, 3, 16)[:5] == drawn(0, 3, 5), "whatever else is in the batch"
+    assert set(drawn(0, 3, 16)) == {"5", "6", "7", "Ben", "Cid"}
+
+
+@pytest.mark.parametrize("start", [1, 3])
+def test_a_resumed_run_fills_in_what_an_uninterrupted_one_does(
+    encoder: Encoder, records: list[Record], start: int
+) -> None:
+    feed = Feed(encoder, changed(MIXED, cloze_share=0.5, accumulate=2))
+    whole = [content(step) for step in training_batches(records, feed, 6)]
+    assert [content(step) for step in training_batches(records, feed, 6, start)] == whole[start:]
+    shares = [content(next(training_batches(records, feed, 6, start, (i, 2)))) for i in range(2)]
+    assert [share[2][0] for share in shares] == whole[start][2], "processes share it"
+    plain = [content(step) for step in training_batches(records, feed._replace(config=MIXED), 6)]
+    assert plain != whole
+
+
+@pytest.mark.parametrize("reads", ["memory", "text"])
+def test_sentences_that_do_not_fit_are_not_asked(
+    encoder: Encoder, records: list[Record], reads: Literal["memory", "text"]
+) -> None:
+    record = Record(id="r", docs=["The seventh lamp burns red in 5."], question="q", answer="a")
+    asked = cloze_record(encoder := encoder._replace(reads=reads), record, 0)
+    assert asked
+    size = len(encode_record(encoder, asked, "cloze").tokens)
+    assert cloze_record(encoder._replace(max_tokens=size), record, 0) == asked
+    tight = encoder._replace(max_tokens=size - 1)
+    assert cloze_record(tight, record, 0) is None
+    check_records([record], Feed(tight, CLOZE))
+    learnt = [answers(batch) for step in training_batches([record], Feed(tight, CLOZE), 3) for batch in step.batches]
+    assert [tight.tokenizer.hf.decode(row[:-1]) for rows in learnt for row in rows] == ["a"] * 3
 
 
 def test_a_document_of_the_pool_that_does_not_fit_is_named(encoder: Encoder, records: list[Record]) -> None:

@@ -155,6 +155,27 @@ def test_another_turn_begins_with_another_question(encoder: Encoder) -> None:
     assert learnt == ["1907<|im_end|>", "Ada<|im_end|>", "red<|im_end|>"]
 
 
+def test_sentences_to_fill_in_are_asked_in_turns_whatever_the_form(encoder: Encoder) -> None:
+    record = Record(docs=["d"], question=["A ___ b.", "C ___ d."], answers=["x", "y"])
+    asked = [encode_record(encoder, record, "cloze", turn, form) for turn in (0, 1) for form in ("turns", "pairs")]
+    assert [written(encoder, each) for each in asked] == [
+        "<|im_start|>user\nBackground: [m][m][m][m][s]\n\nAnswer briefly from the background.\n"
+        "Fill in what is left out: A ___ b.<|im_end|>\n<|im_start|>assistant\nx<|im_end|>\n"
+        "<|im_start|>user\nFill in what is left out: C ___ d.<|im_end|>\n<|im_start|>assistant\ny<|im_end|>"
+    ] * 4
+    assert texts(encoder, asked[0], ANSWER) == ["x<|im_end|>", "y<|im_end|>"]
+    fewer = encode_record(limited(encoder, len(asked[0].tokens) - 1), record, "cloze")
+    assert texts(encoder, fewer, INPUT) == ["A ___ b."]
+    reader = encode_record(encoder._replace(reads="text"), record, "cloze")
+    assert "Background: d\n" in written(encoder, reader) and reader.documents == ()
+
+
+def test_prompts_that_were_kept_without_some_wordings_have_the_usual_ones() -> None:
+    kept = msgspec.to_builtins(prompts.Prompts(joined=True))
+    old = {name: value for name, value in kept.items() if "cloze" not in name}
+    assert len(old) == len(kept) - 2 and msgspec.convert(old, prompts.Prompts) == prompts.Prompts(joined=True)
+
+
 @pytest.mark.parametrize("token", SPECIAL)
 def test_special_tokens_written_in_a_text_stay_plain_characters(encoder: Encoder, token: str) -> None:
     plain = Record(docs=["a b"], question=["c d"], answers=["e f"], paraphrase="g h")

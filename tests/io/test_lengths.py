@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import msgspec
 import pytest
 from folders import tiny_encoder, tiny_tokenizer, write_choices, write_records
 
@@ -37,8 +38,11 @@ def shape(batch: Batch) -> tuple[int, int, int]:
     return batch.documents.tokens.shape[1], batch.tokens.shape[1], batch.targets.shape[1]
 
 
-def test_all_batches_of_a_run_have_the_widths_that_were_measured(encoder: Encoder, records: list[Record]) -> None:
-    feed = Feed(encoder, CONFIG)
+@pytest.mark.parametrize("cloze_share", [0.0, 1.0])
+def test_all_batches_of_a_run_have_the_widths_that_were_measured(
+    encoder: Encoder, records: list[Record], cloze_share: float
+) -> None:
+    feed = Feed(encoder, msgspec.structs.replace(CONFIG, cloze_share=cloze_share))
     widths = measured_widths(records, feed, 20, compresses=True)
     assert all(1 <= len(each) <= 2 for each in widths)
     shapes = {shape(b) for step in training_batches(records, feed._replace(widths=widths), 20) for b in step.batches}

@@ -97,7 +97,11 @@ def test_an_evaluation_of_a_choosing_stage_tells_how_candidates_rank_and_how_ans
     ("layers", "said"),
     [
         ({"data": {"autoencode_data": "f", "autoencode_share": 0.5}}, []),
-        ({"data": {"autoencode_data": "f"}}, ["autoencode_data is not read: autoencode_share is 0"]),
+        ({"data": {"autoencode_data": "f", "cloze_share": 0.5}}, []),
+        (
+            {"data": {"autoencode_data": "f"}},
+            ["autoencode_data is not read: autoencode_share and cloze_share are 0"],
+        ),
         (
             {"stage": "instruct", "data": {"autoencode_data": "f", "autoencode_share": 0.5}},
             ["autoencode_data is not read: stage instruct repeats no documents"],
