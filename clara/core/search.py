@@ -185,6 +185,25 @@ def fused(rankings: Sequence[Sequence[int]], constant: int = 60) -> list[tuple[i
     return sorted(scores.items(), key=lambda pair: (-pair[1], pair[0]))
 
 
+def with_words(relevance: Sequence[float], words: Sequence[float]) -> list[float]:
+    """Return what candidates score by the reasoner's relevance and by their words, as much by either.
+
+    Both are brought to mean 0 and variance 1 over the candidates and added, whatever their scales are; scores that are
+    all equal count nothing.
+    """
+    total: list[float] = (standardised(relevance) + standardised(words)).tolist()
+    return total
+
+
+def standardised(scores: Sequence[float]) -> np.ndarray:
+    """Return float64[n]: scores with mean 0 and variance 1; zeros where they are all equal, or none."""
+    values = np.asarray(scores, dtype=np.float64)
+    if not len(values) or values.min() == values.max():
+        return np.zeros(len(values))
+    away = values - values.mean()
+    return away / away.std()
+
+
 def merged(best: Ranking, scores: np.ndarray, ids: np.ndarray, k: int) -> Ranking:
     """Return the k best of a ranking and of further scores: float32[n], of rows with ids: int64[n]."""
     if 0 < k < len(scores):

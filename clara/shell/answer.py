@@ -80,18 +80,23 @@ def rank(session: Session, memory: mx.array, question: str) -> list[tuple[int, f
     """Return (index, relevance score) of each of N documents, best first, by their memory: float[N, M, D]."""
     if not memory.shape[0]:
         return []
-    return ranked(session, compress_questions(session, [question])[0], [memory])
+    return best_first(relevances(session, compress_questions(session, [question])[0], [memory]))
 
 
-def ranked(session: Session, query: mx.array, blocks: Iterable[mx.array]) -> list[tuple[int, float]]:
-    """Return (index, relevance score) of documents, best first, of equal scores the earlier document first.
+def relevances(session: Session, query: mx.array, blocks: Iterable[mx.array]) -> list[float]:
+    """Return the relevance score of each document.
 
     query: float[M, D], of a question; blocks: float[n, M, D] each, the documents' memories one block after the other.
     """
     how, lens = session.config.retrieval.relevance, lens_of(session.params)
     filled = (memory for memory in blocks if memory.shape[0])
     scores: Any = (relevance_scores(query[None], memory[None], how, lens)[0].tolist() for memory in filled)
-    return sorted(enumerate(chain.from_iterable(scores)), key=lambda pair: -pair[1])
+    return list(chain.from_iterable(scores))
+
+
+def best_first(scores: Iterable[float]) -> list[tuple[int, float]]:
+    """Return (index, score) of documents, best first, of equal scores the earlier document first."""
+    return sorted(enumerate(scores), key=lambda pair: -pair[1])
 
 
 def choose(session: Session, memory: mx.array, question: str) -> list[int]:

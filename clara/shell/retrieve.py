@@ -7,12 +7,20 @@ from typing import Literal, NamedTuple
 
 import mlx.core as mx
 
-from clara.core.search import fused
+from clara.core.search import fused, with_words
 from clara.core.stages import lens_of
 from clara.io.corpus.passages import Passage
-from clara.io.memory_store.search import Hit, memories_of, passages_of, reading, search_memory, search_text
+from clara.io.memory_store.search import (
+    Hit,
+    memories_of,
+    passages_of,
+    reading,
+    search_memory,
+    search_text,
+    word_scores,
+)
 from clara.io.memory_store.store import Store
-from clara.shell.answer import compress_questions, has_reasoner, ranked
+from clara.shell.answer import best_first, compress_questions, has_reasoner, relevances
 from clara.shell.setup import Session
 
 FirstStage = Literal["bm25", "memory", "both"]
@@ -29,6 +37,8 @@ class Search(NamedTuple):
     """Passages that a question is answered from."""
     rerank: bool
     """Whether the reasoner chooses among the candidates; otherwise they stay in the order of the first stage."""
+    fuse: bool = False
+    """Whether the candidates' words count as much as the reasoner's relevance then."""
 
 
 class Found(NamedTuple):
@@ -37,7 +47,8 @@ class Found(NamedTuple):
     passages: list[Passage]
     """The best first, `top_k` at most."""
     scores: list[float]
-    """Of each: its relevance to the reasoner, or that of the first stage: by memory, BM25, or the fused rank's."""
+    """Of each: the reasoner's relevance, alone or with words (see `with_words`); or the first stage's: of memory, BM25,
+    or the fused rank's."""
     memory: mx.array
     """float[K, M, D]: their memories."""
 
@@ -48,7 +59,7 @@ def default_search(session: Session) -> Search:
     One that never read several documents at once is given one; one that never chose leaves the order to BM25.
     """
     top_k = 1 if session.config.stage == "pretrain" else session.config.retrieval.top_k
-    return Search("bm25", max(20, top_k), top_k, has_reasoner(session))
+    return Search("bm25", max(20, top_k), top_k, has_reasoner(session), fuse=True)
 
 
 def retrieve(session: Session, store: Store, questions: Sequence[str], how: Search) -> list[Found]:
@@ -68,15 +79,20 @@ def retrieve(session: Session, store: Store, questions: Sequence[str], how: Sear
             for each, question in zip(lists, questions, strict=True):
                 each.append(search_text(store, question, how.candidates))
         return [
-            found(session, store, rankings, None if queries is None else queries[i], how)
-            for i, rankings in enumerate(lists)
+            found(session, store, question, rankings, None if queries is None else queries[i], how)
+            for i, (question, rankings) in enumerate(zip(questions, lists, strict=True))
         ]
 
     return reading(store, work)
 
 
 def found(
-    session: Session, store: Store, rankings: Sequence[Sequence[Hit]], query: mx.array | None, how: Search
+    session: Session,
+    store: Store,
+    question: str,
+    rankings: Sequence[Sequence[Hit]],
+    query: mx.array | None,
+    how: Search,
 ) -> Found:
     """Return the best of the candidates that the first stage found: by the reasoner, or in the first stage's order."""
     if len(rankings) == 1:
@@ -85,7 +101,9 @@ def found(
         pairs = fused([[hit.id for hit in ranking] for ranking in rankings])
     if query is not None and how.rerank:
         ids = [id_ for id_, _ in pairs]
-        pairs = [(ids[i], score) for i, score in ranked(session, query, [memories_of(store, ids)])]
+        scores = relevances(session, query, [memories_of(store, ids)])
+        scores = with_words(scores, word_scores(store, question, ids)) if how.fuse else scores
+        pairs = [(ids[i], score) for i, score in best_first(scores)]
     best = pairs[: how.top_k]
     ids = [id_ for id_, _ in best]
     return Found(passages_of(store, ids), [score for _, score in best], memories_of(store, ids))

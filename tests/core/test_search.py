@@ -24,6 +24,7 @@ from clara.core.search import (
     product_of,
     taken,
     widened,
+    with_words,
 )
 
 PACKINGS = [
@@ -180,6 +181,28 @@ def test_the_best_of_blocks_are_the_best_of_all_whatever_ties(blocks: list[list[
     flat = [score for block in blocks for score in block]
     expected = sorted(zip(flat, ids.tolist(), strict=True), key=lambda pair: (-pair[0], pair[1]))[:k]
     assert list(zip(best.scores.tolist(), best.ids.tolist(), strict=True)) == expected
+
+
+def test_relevance_and_words_count_alike_whatever_their_scales() -> None:
+    found = with_words([0.91, 0.93, 0.92], [0.0, 0.0, 30.0])
+    wanted = np.array([-1, 1, 0]) * 1.5**0.5 + np.array([-1, -1, 2]) / 2**0.5
+    np.testing.assert_allclose(found, wanted, atol=1e-6)
+    assert with_words([], []) == [] and with_words([3.0], [2.0]) == [0.0]
+
+
+@given(
+    st.lists(st.tuples(st.integers(-99, 99), st.integers(0, 99)), min_size=1, max_size=8),
+    st.floats(0.5, 100),
+    st.floats(-10, 10),
+)
+def test_fused_scores_do_not_depend_on_the_scale_of_either(
+    pairs: list[tuple[int, int]], scale: float, shift: float
+) -> None:
+    relevance, words = (np.array(each, dtype=np.float64) for each in zip(*pairs, strict=True))
+    found = with_words(relevance.tolist(), words.tolist())
+    np.testing.assert_allclose(with_words((relevance * scale + shift).tolist(), words.tolist()), found, atol=1e-6)
+    np.testing.assert_allclose(found, with_words(words.tolist(), relevance.tolist()), atol=1e-12)
+    assert np.isfinite(found).all() and abs(np.mean(found)) < 1e-9
 
 
 def test_ranks_are_fused_by_the_sum_of_their_reciprocals() -> None:

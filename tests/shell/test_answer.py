@@ -22,6 +22,7 @@ from clara.shell.answer import (
     answer_chosen,
     answer_from,
     answer_texts_batch,
+    best_first,
     choose,
     compress_questions,
     compress_texts,
@@ -30,8 +31,8 @@ from clara.shell.answer import (
     no_memory,
     paraphrase,
     rank,
-    ranked,
     read_prompt,
+    relevances,
     text_generator,
     text_prompt,
 )
@@ -202,13 +203,13 @@ def test_documents_rank_alike_in_blocks_of_any_size(choosing: Session, how: Rele
     config = choosing.config
     retrieval = msgspec.structs.replace(config.retrieval, relevance=how)
     session = choosing._replace(config=msgspec.structs.replace(config, retrieval=retrieval))
-    whole = ranked(session, query, [memory])
+    whole = best_first(relevances(session, query, [memory]))
     (first,) = (place for place, (i, _) in enumerate(whole) if i == 0)
     assert whole[first + 1] == (len(TEXTS), whole[first][1]), "of equal ones the earlier first"
-    parts = ranked(session, query, [memory[:1], memory[:0], memory[1:]])
+    parts = best_first(relevances(session, query, [memory[:1], memory[:0], memory[1:]]))
     assert [i for i, _ in parts] == [i for i, _ in whole]
     assert [score for _, score in parts] == pytest.approx([score for _, score in whole], abs=1e-5)
-    assert ranked(session, query, []) == []
+    assert relevances(session, query, []) == []
 
 
 def test_a_question_is_compressed_by_the_reasoner_or_else_by_the_compressor(choosing: Session) -> None:

@@ -11,9 +11,9 @@ import pytest
 from stores import lamp, tiny_store
 
 from clara.core.config import Relevance
-from clara.core.search import fused
+from clara.core.search import fused, with_words
 from clara.core.select import Lens, relevance_scores
-from clara.io.memory_store.search import memories_of, search_memory, search_text
+from clara.io.memory_store.search import memories_of, search_memory, search_text, word_scores
 from clara.io.memory_store.store import Store, opened_store
 from clara.shell.answer import compress_questions, compress_texts
 from clara.shell.retrieve import Found, Search, default_search, retrieve
@@ -110,6 +110,26 @@ def test_the_reasoner_chooses_among_candidates_alone(place: Place) -> None:
     assert texts(found) == texts(first)[:1]
 
 
+def test_words_count_as_much_as_the_reasoner_unless_told_otherwise(place: Place) -> None:
+    session, store = place
+    assert default_search(session).fuse
+    for question in QUESTIONS:
+        ways = [Search("memory", 10, 10, True, fuse) for fuse in (False, True)]
+        (alone,), (both,) = (retrieve(session, store, [question], how) for how in ways)
+        words = {hit.id: hit.score for hit in search_text(store, question, 10)}
+        ids = [hit.id for hit in search_memory(store, compress_questions(session, [question]), 10)[0]]
+        assert word_scores(store, question, ids) == [words.get(id_, 0.0) for id_ in ids]
+        wanted = with_words(alone.scores, [words.get(id_, 0.0) for id_ in ids])
+        assert both.scores == pytest.approx(sorted(wanted, reverse=True), abs=1e-3)
+        assert texts(both)[0] == texts(alone)[int(np.argmax(wanted))]
+
+
+def test_of_passages_without_a_word_of_the_question_none_scores_by_words(place: Place) -> None:
+    _, store = place
+    assert word_scores(store, "Zeppelin?", [1, 2]) == [0.0, 0.0] and word_scores(store, "", [1]) == [0.0]
+    assert word_scores(store, QUESTIONS[0], []) == []
+
+
 def test_without_a_reasoner_both_first_stages_count(place: Place) -> None:
     session, store = place
     for i, question in enumerate(QUESTIONS):
@@ -149,8 +169,8 @@ def test_a_question_that_shares_no_word_finds_nothing_by_words(place: Place) -> 
 
 def test_the_default_search_is_what_a_model_was_trained_for(place: Place) -> None:
     session, _ = place
-    assert default_search(session) == Search("bm25", 20, 2, True)
+    assert default_search(session) == Search("bm25", 20, 2, True, True)
     adapters = {name: leaf for name, leaf in session.params["adapters"].items() if name != "reasoner"}
     config = type(session.config)(stage="pretrain", memory=session.config.memory, lora=session.config.lora)
     reader = session._replace(config=config, params={**session.params, "adapters": adapters})
-    assert default_search(reader) == Search("bm25", 20, 1, False)
+    assert default_search(reader) == Search("bm25", 20, 1, False, True)

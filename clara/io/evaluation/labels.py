@@ -37,6 +37,11 @@ def style(system: str) -> int:
     return SYSTEMS[system].style if system in SYSTEMS else sum(system.encode())
 
 
+def choosing(systems: Iterable[str]) -> list[str]:
+    """Return those of some systems in which the reasoner chooses."""
+    return [name for name in systems if name in SYSTEMS and SYSTEMS[name].reads == "candidates"]
+
+
 def is_rank(name: str) -> bool:
     """Return whether a metric tells how candidates rank."""
     return name == "mrr" or name.startswith(("recall_at_", "precision_at_"))
@@ -109,6 +114,6 @@ def heading(config: Mapping[str, Any]) -> list[str]:
         )
     if config["documents_cut"]:
         lines.append(cut_text(config["documents_cut"], config["documents"], config["doc_max_tokens"]))
-    if "memory_retrieved" in config["systems"] and not config["reasoner"]:
-        lines.append(f"note: {STAND_IN} (memory_retrieved)")
+    if (standing := choosing(config["systems"])) and not config["reasoner"]:
+        lines.append(f"note: {STAND_IN} ({', '.join(standing)})")
     return lines

@@ -24,12 +24,17 @@ class System(NamedTuple):
     """Its place in the palette, the same in every figure."""
     tuned_on_text: bool = False
     """Whether texts are read by a generator that was trained on texts; otherwise by the base."""
+    fused: bool = False
+    """Whether the words of candidates count as much as the reasoner's relevance."""
 
 
 SYSTEMS = {
     "memory": System("compressed documents", True, "known", 0),
     "memory_retrieved": System(
         "compressed documents that the reasoner chooses among the candidates", True, "candidates", 2
+    ),
+    "memory_fused": System(
+        "the same, the candidates' BM25 counting as much as the reasoner", True, "candidates", 10, fused=True
     ),
     "memory_tfidf": System("compressed passages that TF-IDF finds", True, "tfidf", 8),
     "text": System("the base with the documents' text", False, "known", 1),

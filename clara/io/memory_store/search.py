@@ -47,6 +47,20 @@ def search_text(store: Store, query: str, k: int) -> list[Hit]:
         return [Hit(*row) for row in found]
 
 
+def word_scores(store: Store, query: str, ids: Sequence[int]) -> list[float]:
+    """Return the BM25 that `search_text` finds passages by, of those with these ids; 0 of one without a word of it."""
+    if not ids or not (words := match_query(query)):
+        return [0.0] * len(ids)
+    places = ", ".join("?" * len(ids))
+    with explained(store.file):
+        found = dict(
+            store.database.execute(
+                f"SELECT rowid, -rank FROM words WHERE words MATCH ? AND rowid IN ({places})", (words, *ids)
+            ).fetchall()
+        )
+    return [found.get(id_, 0.0) for id_ in ids]
+
+
 def search_memory(
     store: Store, queries: mx.array, k: int, relevance: Relevance = "flattened", lens: Lens | None = None
 ) -> list[list[Hit]]:

@@ -10,10 +10,11 @@ import numpy as np
 
 from clara.core.lexical import LexicalIndex, best, bm25_scores, build_index, tfidf_scores
 from clara.core.scoring import ranking_scores
+from clara.core.search import with_words
 from clara.io.evaluation.formats import Question
 from clara.io.evaluation.systems import SYSTEMS, System
 from clara.io.memories import read_rows
-from clara.shell.answer import compress_questions, no_memory, ranked
+from clara.shell.answer import best_first, compress_questions, no_memory, relevances
 from clara.shell.evaluation.documents import Compressed
 from clara.shell.setup import Session
 
@@ -41,7 +42,7 @@ class Bench(NamedTuple):
     corpus: Sequence[str]
     """Distinct passages that the systems which search find theirs in."""
     words: Words | None
-    """None where no system searches by words."""
+    """None where no system counts words."""
     others: Mapping[str, tuple[str, ...]]
     """Documents of another question, by the question's id."""
     top_k: int
@@ -116,7 +117,7 @@ def prompt_size(bench: Bench, name: str, question: Question) -> tuple[int, int]:
 def choose(bench: Bench, system: System, questions: Sequence[Question]) -> list[Choice]:
     """Return what each question is to be answered from: scores and the best of them, what a user would wait for."""
     if system.reads == "candidates":
-        return by_memory(bench, questions)
+        return by_memory(bench, questions, system.fused)
     if system.reads in WORDS:
         return [by_words(bench, question, system.reads) for question in questions]
     if system.reads == "other":
@@ -131,18 +132,26 @@ def by_words(bench: Bench, question: Question, reads: str) -> Choice:
     return Choice(tuple(bench.corpus[i] for i, _ in order), tuple(score for _, score in order), len(bench.corpus))
 
 
-def by_memory(bench: Bench, questions: Sequence[Question]) -> list[Choice]:
-    """Return the candidates of each question that the reasoner scores highest."""
+def by_memory(bench: Bench, questions: Sequence[Question], fused: bool) -> list[Choice]:
+    """Return the candidates of each question that the reasoner scores highest; fused: with their words."""
     queries = compress_questions(bench.session, [question.text for question in questions])
     found = []
     for i, question in enumerate(questions):
         candidates = candidates_of(bench, question)
         parts = (candidates[begin : begin + BLOCK] for begin in range(0, len(candidates), BLOCK))
-        pairs = ranked(bench.session, queries[i], (memory_of(bench, part) for part in parts))
+        scored = relevances(bench.session, queries[i], (memory_of(bench, part) for part in parts))
+        pairs = best_first(with_words(scored, scores_of_words(bench, question, candidates)) if fused else scored)
         chosen = pairs[: bench.top_k]
         documents, scores = tuple(candidates[at] for at, _ in chosen), tuple(score for _, score in chosen)
         found.append(Choice(documents, scores, len(candidates), tuple(at for at, _ in pairs)))
     return found
+
+
+def scores_of_words(bench: Bench, question: Question, texts: Sequence[str], reads: str = "bm25") -> list[float]:
+    """Return what texts score by the words of a question, by BM25 or TF-IDF."""
+    assert bench.words is not None, "a system that counts words has an index"
+    scores = WORDS[reads](bench.words.whole, question.text)
+    return [float(scores[bench.words.places[text]]) for text in texts]
 
 
 def memory_of(bench: Bench, documents: Sequence[str]) -> mx.array:
@@ -165,9 +174,7 @@ def ranking_of(bench: Bench, system: System, question: Question, choice: Choice)
     if not pool or not positives or len(positives) == len(pool):
         return {}
     if system.reads in WORDS:
-        assert bench.words is not None, "a system that searches by words has an index"
-        scores = WORDS[system.reads](bench.words.whole, question.text)
-        order = [i for i, _ in best(scores[[bench.words.places[text] for text in pool]], len(pool))]
+        order = [i for i, _ in best(np.array(scores_of_words(bench, question, pool, system.reads)), len(pool))]
     elif system.reads == "candidates":
         order = list(choice.order)
     else:

@@ -12,6 +12,7 @@ from clara.io.evaluation.labels import (
     PAIRED,
     RANKING,
     STAND_IN,
+    choosing,
     counted,
     cut_text,
     interval,
@@ -54,8 +55,8 @@ def notes(evaluation: Evaluation) -> Iterator[str]:
         yield f"{COUNTERFACTUAL.capitalize()}; {facts.not_rewritten:,} questions where that is not possible left out."
     if facts.documents_cut:
         yield f"{cut_text(facts.documents_cut, facts.documents, facts.doc_max_tokens)}."
-    if not facts.reasoner and "memory_retrieved" in evaluation.predictions:
-        yield f"In memory_retrieved {STAND_IN}."
+    if not facts.reasoner and (standing := choosing(evaluation.predictions)):
+        yield f"In {' and '.join(standing)} {STAND_IN}."
 
 
 def metrics_of(systems: Iterable[SystemScores]) -> list[str]:

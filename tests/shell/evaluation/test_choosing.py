@@ -8,6 +8,7 @@ import pytest
 from benches import LAMPS, PARAPHRASE, QUESTIONS, lamp_bench
 
 from clara.core.lexical import best, bm25_scores, build_index, tfidf_scores
+from clara.core.search import with_words
 from clara.io.evaluation.formats import Question
 from clara.io.evaluation.systems import SYSTEMS, other_documents
 from clara.shell.answer import choose as chosen_by
@@ -15,7 +16,7 @@ from clara.shell.answer import compress_texts, rank
 from clara.shell.evaluation.answering import answered
 from clara.shell.evaluation.choosing import Bench, candidates_of, choose, index_words, prompt_size, ranking_of, read_by
 
-RANKING = ("memory_retrieved", "memory_tfidf", "text_tfidf", "text_bm25")
+RANKING = ("memory_retrieved", "memory_fused", "memory_tfidf", "text_tfidf", "text_bm25")
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,17 @@ def test_a_reasoner_of_late_relevance_chooses_as_in_an_answer(bench: Bench) -> N
     assert own.scores == pytest.approx([score for _, score in order[:2]], abs=1e-5)
     (other,) = choose(bench, SYSTEMS["memory_retrieved"], QUESTIONS[3:4])
     assert other.scores != pytest.approx(own.scores, abs=1e-3)
+
+
+def test_words_count_as_much_as_the_reasoner_where_both_are_fused(bench: Bench) -> None:
+    for question in QUESTIONS:
+        pool = candidates_of(bench, question)
+        own, other = (choose(bench, SYSTEMS[name], [question])[0] for name in ("memory_retrieved", "memory_fused"))
+        relevance = dict(rank(bench.session, compress_texts(bench.session, pool), question.text))
+        words = bm25_scores(build_index(LAMPS), question.text)[[LAMPS.index(text) for text in pool]]
+        scores = np.array(with_words([relevance[i] for i in range(len(pool))], words.tolist()))
+        assert other.order == tuple(np.argsort(-scores, kind="stable").tolist()) and len(own.order) == len(pool)
+        assert other.scores == pytest.approx(sorted(scores, reverse=True)[:2], abs=1e-3)
 
 
 def test_what_a_system_reads_is_compressed_and_no_more(bench: Bench) -> None:
