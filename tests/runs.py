@@ -10,7 +10,9 @@ import mlx.core as mx
 import pytest
 from folders import tiny_options, tiny_session
 
-from clara.io.checkpoint import Manifest, save_checkpoint, versions
+from clara.io import builtin
+from clara.io.checkpoint import Manifest, newest_checkpoint, save_checkpoint, versions
+from clara.io.release import released, write_release
 from clara.shell.options import to_plain
 from clara.shell.setup import extras_of
 
@@ -59,3 +61,13 @@ def text_run(base: Path, path: Path, generator: float = 1.0, **sections: Any) ->
     return tiny_run(
         base, path, generator=generator, **{"data": {"reads": "text"}, "loss": {"alignment_weight": 0.0}, **sections}
     )
+
+
+def built_in(base: Path, path: Path, monkeypatch: pytest.MonkeyPatch, **sections: Any) -> Path:
+    """Return a released checkpoint of the tiny base, read-only, that stands for the one in the package."""
+    run = tiny_run(base, path.with_name(f"{path.name}-run"), **sections)
+    write_release(path, released(newest_checkpoint(run)[0], str(base)))
+    for each in (*path.iterdir(), path):
+        each.chmod(0o555)
+    monkeypatch.setattr(builtin, "builtin_folder", lambda: path)
+    return path

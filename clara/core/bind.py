@@ -13,10 +13,10 @@ from typing import Any, NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from clara.core.lora import joint, lora_linears
+from clara.core.shard import CUT, adapted_call, whole_shape
 from clara.core.types import Adapter
 
-LINEARS = (nn.Linear, nn.QuantizedLinear)
+LINEARS = (nn.Linear, nn.QuantizedLinear, *CUT)
 EMBEDDINGS = (nn.Embedding, nn.QuantizedEmbedding)
 
 
@@ -77,7 +77,7 @@ def part_of(module: Any, path: str) -> Any:
 
 
 def adapted_linears(module: nn.Module) -> dict[str, tuple[int, int]]:
-    """Return {path: (in, out)} of every linear layer inside the blocks, quantised or not."""
+    """Return {path: (in, out)} of every linear layer inside the blocks, quantised or not, cut or not."""
     prefix = anatomy(module).layers + "."
     linears = {
         path: part for path, part in module.named_modules() if path.startswith(prefix) and isinstance(part, LINEARS)
@@ -86,9 +86,9 @@ def adapted_linears(module: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 def linear_shape(linear: nn.Module) -> tuple[int, int]:
-    """Return (in, out) of a linear layer, or (D, V) of an embedding table, quantised or not."""
+    """Return (in, out) of a linear layer, the whole of one that is cut, or (D, V) of an embedding; quantised or not."""
     out, columns = linear.weight.shape
-    return (columns * 32 // linear.bits if hasattr(linear, "bits") else columns), out
+    return whole_shape(linear, (columns * 32 // linear.bits if hasattr(linear, "bits") else columns, out))
 
 
 def share(node: Any, substitutes: Mapping[str, nn.Module], path: str = "") -> Any:
@@ -157,8 +157,8 @@ def adapted(
     }
     for paths in siblings(pairs):
         linears: list[Any] = [modules[path] for path in paths]
-        together = joint([pairs[path] for path in paths])
-        calls = shared(functools.partial(lora_linears, linears, pairs=together, key=keys[paths[0]], **how), len(paths))
+        together = adapted_call(linears, [pairs[path] for path in paths], key=keys[paths[0]], **how)
+        calls = shared(together, len(paths))
         found |= {path: Substitute(*each) for path, *each in zip(paths, linears, calls, strict=True)}
     return found
 

@@ -199,6 +199,14 @@ class ComputeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         int,
         Meta(ge=0, description="Positions from which a quantised layer is dequantised for a plain product; 0 = never."),
     ] = 1024
+    shard: Annotated[
+        bool,
+        Meta(
+            description="Cut the base's blocks over the processes of mlx.launch, which then all work on the same batch "
+            "(tensor parallel), instead of giving each the whole base and a part of the batch: for bases larger than a "
+            "device."
+        ),
+    ] = False
 
     @property
     def recomputed(self) -> int:

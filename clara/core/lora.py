@@ -76,14 +76,16 @@ def lora_linears(
     dropout: float = 0.0,
     key: mx.array | None = None,
     dequantize_rows: int = 0,
+    place: tuple[int, int] = (0, 1),
 ) -> list[mx.array]:
     """Return `lora_linear` of layers that read the same x, such as queries, keys and values: one product with all A.
 
-    What dropout drops of x is the same for all of them.
+    What dropout drops of x is the same for all of them. place: which of how many parts of a wider x this is, by its
+    entries; what is dropped is what would be of the whole.
     """
     rows = x.reshape(-1, x.shape[-1])
     layers = [layer_of(linear, 0 < dequantize_rows <= rows.shape[0]) for linear in linears]
-    inputs = [rows] if key is None or dropout == 0 else [rows, drop(rows, dropout, key)]
+    inputs = [rows] if key is None or dropout == 0 else [rows, drop(rows, dropout, key, place)]
     matrices = [matrix.astype(x.dtype) for matrix in (pairs.lora_a, *pairs.lora_b)]
     *outs, _ = adapted_products(layers, scale)(*inputs, *matrices)
     return [out.reshape(*x.shape[:-1], -1) for out in outs]
@@ -175,11 +177,17 @@ def times(values: mx.array, factor: float) -> mx.array:
     return values if factor == 1 else values * factor
 
 
-def drop(x: mx.array, rate: float, key: mx.array | None) -> mx.array:
-    """Return x with each entry zero at probability `rate` and the others divided by 1 − rate; x without a key."""
+def drop(x: mx.array, rate: float, key: mx.array | None, place: tuple[int, int] = (0, 1)) -> mx.array:
+    """Return x with each entry zero at probability `rate` and the others divided by 1 − rate; x without a key.
+
+    place: (i, n) for x as the i-th of n equal parts along the last axis of an array, of which the same is dropped.
+    """
     if key is None or rate == 0:
         return x
-    keep = mx.random.bernoulli(1 - rate, x.shape, key=key)
+    (i, count), width = place, x.shape[-1]
+    keep = mx.random.bernoulli(1 - rate, (*x.shape[:-1], width * count), key=key)
+    # Not `mx.split`: mx.compile fails on one of which a recomputed layer leaves outputs unused.
+    keep = keep[..., i * width : (i + 1) * width] if count > 1 else keep
     return mx.where(keep, x * (1 / (1 - rate)), mx.zeros((), dtype=x.dtype))
 
 

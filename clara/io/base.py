@@ -21,6 +21,7 @@ from clara.core.measure import storage_formats
 from clara.io.download import BUILTIN, fetch_builtin
 from clara.io.errors import ClaraError
 from clara.io.gguf import load_gguf
+from clara.io.shard import shard_base
 from clara.io.tokens import Tokenizer, load_tokenizer, tokenizer_from_gguf
 
 SMALL_BYTES = 1 << 30
@@ -51,7 +52,12 @@ class LoadedBase(NamedTuple):
 
 
 def load_base(
-    name: str, *, dtype: mx.Dtype | None = None, dequantize: bool | None = None, progress: bool = True
+    name: str,
+    *,
+    dtype: mx.Dtype | None = None,
+    dequantize: bool | None = None,
+    progress: bool = True,
+    group: Any = None,
 ) -> LoadedBase:
     """Return a base, frozen and in eval mode, with its weights in memory.
 
@@ -59,7 +65,8 @@ def load_base(
     `dtype` is what floating weights are cast to. Unless told otherwise, a base is dequantised to float32 on
     a CPU, where only float32 products are fast, and a quantised one of up to `SMALL_BYTES` to bfloat16 on a
     GPU, which multiplies small packed weights no faster; any other stays as stored. A dequantised base has no
-    "quantization" in its config.
+    "quantization" in its config. `group` is one of MLX's processes, over which the blocks are cut: only this
+    process's parts are then kept.
     Raises ClaraError that says what is missing or wrong, and where.
     """
     path = locate_base(name, progress)
@@ -73,6 +80,8 @@ def load_base(
         config = {key: value for key, value in config.items() if key not in ("quantization", "quantization_config")}
     if dtype is not None:
         module.set_dtype(dtype)
+    if group is not None:
+        shard_base(module, name, group)
     module.freeze()
     module.eval()
     mx.eval(module.parameters())

@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 import msgspec
 
 from clara.core.config import CHOOSING, STAGES, Stage
-from clara.io.checkpoint import Checkpoint, newest_checkpoint, unflatten
+from clara.io.builtin import run_name, run_path
+from clara.io.checkpoint import MANIFEST, Checkpoint, newest_checkpoint, unflatten
 from clara.io.errors import ClaraError
 from clara.io.retention import checkpoints, step_of
 from clara.shell.options import (
@@ -47,6 +48,7 @@ FREE_ON_RESUME = (
     "report_to",
     "compile",
     "compute.grad_checkpoint",
+    "compute.shard",
 )
 """Options that a resumed run may change; any other would make it another run."""
 
@@ -92,7 +94,7 @@ def read_plan(program: str, about: str, argv: Sequence[str] | None = None) -> Pl
     early = early_parser()
     first, _ = early.parse_known_args(argv)
     config = read_config(first.config) if first.config else {}
-    before = begun(Path(first.resume).expanduser()) if first.resume else None
+    before = begun(run_path(first.resume)) if first.resume else None
     if before:
         refuse_beside_resume(first)
         names = tuple(name for name in STAGES if name in before.options)
@@ -138,7 +140,7 @@ def new_layers(recipe: str, start_from: str) -> Layers:
     """Return the layers under a new run's own options: a recipe, and what it takes over from where it starts."""
     layers: Layers = [(f"recipe {recipe}", read_recipe(recipe))]
     if start_from:
-        checkpoint, _ = newest_checkpoint(Path(start_from).expanduser())
+        checkpoint, _ = newest_checkpoint(run_path(start_from))
         layers.append((start_from, taken_over(checkpoint.config)))
     return layers
 
@@ -243,6 +245,8 @@ def begun(path: Path) -> Before:
 
     Raises ClaraError where there is none, or where it has checkpoints but none is whole.
     """
+    if (path / MANIFEST).is_file() and step_of(path.absolute()) < 0:
+        raise ClaraError(f"--resume {path}: a checkpoint without a run; --start-from {run_name(path)} begins one there")
     options = read_config(str(path / CONFIG)) if (path / CONFIG).is_file() else {}
     if "stages" in options:
         found = {name: newest(path / name) for name in options["stages"]}

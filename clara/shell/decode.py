@@ -6,9 +6,10 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm import stream_generate
-from mlx_lm.generate import BatchGenerator
+from mlx_lm.generate import BatchGenerator, generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
@@ -57,6 +58,7 @@ def stream(
         first = first or time.perf_counter() - begun
         texts.append(said.text)
         yield Piece(said.text)
+    mx.synchronize(generation_stream)  # a token too many is on its way, with messages where the model is cut
     assert said is not None, "mlx-lm yields at least the end of a reply"
     finished = said.finish_reason == "stop"
     tokens = said.generation_tokens - finished

@@ -34,7 +34,7 @@ from clara.shell.loop import Update
 from clara.shell.memories import compress_all
 from clara.shell.options import Options, heldout_of, step_config, to_plain
 from clara.shell.progress import compute_line, heading
-from clara.shell.ranks import ALONE, Ranks, first, require_even, require_same, share
+from clara.shell.ranks import ALONE, Ranks, combined, first, require_even, require_same
 from clara.shell.reporters import check_reporters
 from clara.shell.setup import Session, data_fingerprint, device_memory, extras_of, open_session, prepare_device
 
@@ -78,23 +78,24 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
     if checkpoint and checkpoint.manifest.data != data:
         raise ClaraError(f"{' and '.join(sources)}: not the data that this run was started with; resume with that")
     records, heldout = read_data(options)
+    ranks = ranks._replace(cut=options.compute.shard and ranks.size > 1)
     require_even(ranks, options.data.batch_size, len(records), options.data.data)
     start = checkpoint.manifest.step if checkpoint else 0
     if start > options.steps:
         raise ClaraError(f"{options.run}: has done {start} of {options.steps} steps; give a larger --steps")
     compiled = prepare_device(options.compile)
-    session = open_session(options, checkpoint)
+    session = open_session(options, checkpoint, ranks=ranks)
     require_same(ranks, {"data": data, "base": session.fingerprint}, "all ranks want the same files")
     feed = feed_of(options, session, records)
     check_records([*records, *heldout], feed)
     trained, frozen = trained_leaves(session.config, session.params, options.data.reads == "memory")
     session, estimate = fitted(session, largest_load(options, feed, records, (trained, frozen), ranks))
-    for line in (*heading(options, session, trained, records, cpu.preload()), estimate):
+    for line in (*heading(options, session, trained, records, cpu.preload()), estimate, *cut_lines(ranks)):
         print(line, flush=True)
     optimizer = adamw(options.optimizer, options.steps)
     packing = packing_of(trained)
     packed = first(ranks, pack(packing, trained))
-    together = functools.partial(share, ranks)
+    together = functools.partial(combined, ranks)
     step = make_train_step(session.base, session.config, frozen, packing=packing, share=together)
     update = make_update(step, optimizer)
     optimizer_state = pack_state(packing, checkpoint.optimizer_state) if checkpoint else optimizer.init(packed)
@@ -105,6 +106,11 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
     return Job(
         options, session, folder, records, heldout, feed, data, start, state, packing, frozen, update, eval_step, ranks
     )
+
+
+def cut_lines(ranks: Ranks) -> list[str]:
+    """Return the line that says that the base is cut over the ranks; nothing where it is not."""
+    return [f"shard     the base's blocks are cut over {ranks.size} ranks, which share each batch"] if ranks.cut else []
 
 
 def read_data(options: Options) -> tuple[list[Record], list[Record]]:
@@ -141,7 +147,8 @@ def largest_load(
     """
     data, encoder, widths = options.data, feed.encoder, feed.widths
     batch = min(data.batch_size, len(records))
-    count = min(-(-data.accumulate // ranks.size) * ranks.size, batch)
+    parts = ranks.part[1]
+    count = min(-(-data.accumulate // parts) * parts, batch)
     rows, most = -(-batch // count), max(len(record.docs) for record in records)
     layout, multiple = encoder.layout, data.length_multiple
     memories, passes, answers = layout.num_memory_tokens, list[tuple[int, int]](), 0
@@ -156,7 +163,7 @@ def largest_load(
         answers = rows * passes[-1][1]
     trained, frozen = (sum(leaf.size for _, leaf in tree_flatten(each)) for each in params)
     vectors = rows * (fit(most, CANDIDATE_MULTIPLE) if most > 1 else 1) * memories
-    return Load(tuple(passes), answers, vectors, trained, frozen, count > ranks.size)
+    return Load(tuple(passes), answers, vectors, trained, frozen, count > parts)
 
 
 def fitted(session: Session, load: Load) -> tuple[Session, str]:
@@ -172,13 +179,13 @@ def fitted(session: Session, load: Load) -> tuple[Session, str]:
 
 
 def pool_source(options: Options) -> str:
-    """Return the data whose documents a stage repeats; empty where it takes those of its records, or repeats none."""
+    """Return the data whose documents a stage repeats or fills in; empty where it takes its records', or none."""
     data = options.data
-    return data.autoencode_data if options.stage == "pretrain" and data.autoencode_share else ""
+    return data.autoencode_data if options.stage == "pretrain" and (data.autoencode_share or data.cloze_share) else ""
 
 
 def read_pool(options: Options) -> list[Record]:
-    """Return the documents that a stage repeats, a record each; none where `pool_source` is empty."""
+    """Return the documents that a stage repeats or fills in, a record each; none where `pool_source` is empty."""
     source = pool_source(options)
     return document_records(read_records(source)) if source else []
 

@@ -69,10 +69,10 @@ def compress_all(
         memory = compress_tokens(session, batch)
         mx.eval(memory)
         timed(batch, time.perf_counter() - started)
-        write_memories(folder, batch, memory)
-        done = min(done + len(batch) * ranks.size, total)  # the other ranks are about as far
-        now = time.perf_counter()
-        if now - spoken > EVERY or done == total:
+        if ranks.leads or not ranks.cut:
+            write_memories(folder, batch, memory)
+        done = min(done + len(batch) * ranks.part[1], total)  # the other ranks are about as far
+        if (now := time.perf_counter()) - spoken > EVERY or done == total:
             spoken = now
             notify(progress_line(done, total, now - begun))
     exchanged(ranks, None)  # all that the others wrote is there

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple, TypeVar
 import mlx.core as mx
 import msgspec
 import numpy as np
-from mlx.utils import tree_flatten, tree_map
+from mlx.utils import tree_flatten, tree_map, tree_map_with_path
 
+from clara.core.packing import ADAPTERS
 from clara.io.errors import ClaraError
 from clara.shell.watch import Watch, tick
 
@@ -34,6 +35,8 @@ class Ranks(NamedTuple):
     group: Any = None
     """MLX's, where there are several."""
     watch: Watch | None = None
+    cut: bool = False
+    """Whether they have one base together, cut over them, and so all work on the same; otherwise each has its own."""
 
     @property
     def leads(self) -> bool:
@@ -42,8 +45,8 @@ class Ranks(NamedTuple):
 
     @property
     def part(self) -> tuple[int, int]:
-        """Which share of the work is this process's: (rank, ranks)."""
-        return self.rank, self.size
+        """Which share of the work is this process's: (i, of how many)."""
+        return (0, 1) if self.cut else (self.rank, self.size)
 
 
 ALONE = Ranks()
@@ -71,6 +74,20 @@ def share(ranks: Ranks, tree: Tree) -> Tree:
         done |= {i: part.reshape(each.shape) for i, part, each in zip(members, parts, arrays, strict=True)}
     numbers = iter(range(len(leaves)))
     found: Tree = tree_map(lambda _: done[next(numbers)], tree)
+    return found
+
+
+def combined(ranks: Ranks, tree: Tree) -> Tree:
+    """Return a pytree of what a step computes (counts, losses, gradients) as it is for all ranks together.
+
+    With a base each it is the sum, as `share` has it. With one that is cut over them all have the same of everything
+    but the gradients of adapters, which are sums.
+    """
+    if not ranks.cut:
+        return share(ranks, tree)
+    leaves: list[tuple[str, mx.array]] = tree_flatten(tree)
+    summed = share(ranks, {name: leaf for name, leaf in leaves if name.rpartition(".")[2] in ADAPTERS})
+    found: Tree = tree_map_with_path(lambda name, leaf: summed.get(name, leaf), tree)
     return found
 
 
@@ -157,7 +174,8 @@ def first(ranks: Ranks, tree: Tree) -> Tree:
 
 def dealt(ranks: Ranks, items: Sequence[Item]) -> list[Item]:
     """Return this rank's share of what is to be done, the same on all ranks."""
-    return list(items[ranks.rank :: ranks.size])
+    index, count = ranks.part
+    return list(items[index::count])
 
 
 def progressing(ranks: Ranks, items: Iterable[Item]) -> Iterator[Item]:
@@ -207,7 +225,7 @@ def require_same(ranks: Ranks, values: Mapping[str, Any], advice: str) -> None:
 def require_even(ranks: Ranks, batch_size: int, records: int, data: str) -> None:
     """Raise ClaraError where the batches do not divide by the ranks. records: of the training data."""
     size, few = min(batch_size, records), records < batch_size
-    if size % ranks.size:
+    if size % ranks.part[1]:
         raise ClaraError(
             (f"{data}: has {records} records, which is all of a batch" if few else f"--batch-size {batch_size}")
             + f"; {ranks.size} ranks want a --batch-size that divides by {ranks.size}"

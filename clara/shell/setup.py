@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -18,12 +17,14 @@ from clara.core.init import add_lens, add_reasoner, init_base, init_params, resa
 from clara.core.types import Base, Params
 from clara.io import cuda
 from clara.io.base import LoadedBase, load_base
-from clara.io.checkpoint import Checkpoint, newest_checkpoint
+from clara.io.builtin import run_path
+from clara.io.checkpoint import Checkpoint, float32_params, newest_checkpoint
 from clara.io.errors import ClaraError
 from clara.io.examples import Encoder, layout_for, make_encoder
 from clara.io.records import data_path, source_names
 from clara.io.tokens import Tokenizer
 from clara.shell.options import Options, step_config, to_options
+from clara.shell.ranks import ALONE, Ranks
 
 CONTEXT_FIELDS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_context_length")
 """What bases call the number of positions that they can read."""
@@ -75,23 +76,28 @@ def device_memory() -> int:
     return int(known[0]) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def open_session(options: Options, checkpoint: Checkpoint | None = None, loaded: LoadedBase | None = None) -> Session:
+def open_session(
+    options: Options,
+    checkpoint: Checkpoint | None = None,
+    loaded: LoadedBase | None = None,
+    ranks: Ranks = ALONE,
+) -> Session:
     """Return the session of options: with the parameters of a checkpoint, or with those that its training begins with.
 
-    loaded: the base, where it was loaded before. Raises ClaraError where the parameters belong to another base, or
-    were trained with another memory or rank.
+    loaded: the base, where it was loaded before; ranks: whether and over which processes it is cut, where it was not.
+    Raises ClaraError where the parameters belong to another base, or were trained with another memory or rank.
     """
-    loaded = loaded or load_base(options.model)
+    loaded = loaded or load_base(options.model, group=ranks.group if ranks.cut else None)
     config = step_config(options)
     source = checkpoint
     if source is None and options.start_from:
-        source, _ = newest_checkpoint(Path(options.start_from).expanduser())
+        source, _ = newest_checkpoint(run_path(options.start_from))
     base = to_base(loaded, options)
     if source is None:
         params = init_params(base, config, options.data.seed)
     else:
         check_origin(source, loaded, options)
-        base, params = beside(base, source), source.params
+        base, params = beside(base, source), float32_params(source)
     if checkpoint is None and source is not None and not options.carry_generator:
         anew = init_params(base, config, options.data.seed)["adapters"]["generator"]
         params = {**params, "adapters": {**params["adapters"], "generator": anew}}
@@ -120,7 +126,8 @@ def check_origin(checkpoint: Checkpoint, loaded: LoadedBase, options: Options) -
     if checkpoint.manifest.base != loaded.fingerprint:
         raise ClaraError(
             f"{checkpoint.path}: was trained on another base (fingerprint {checkpoint.manifest.base}) than "
-            f"--model {options.model} (fingerprint {loaded.fingerprint}); give the base that it was trained on"
+            f"--model {options.model} (fingerprint {loaded.fingerprint}); give the base that it was trained on, or "
+            "a run that was trained on this one"
         )
     before = to_options(checkpoint.config, str(checkpoint.path))
     pairs = {

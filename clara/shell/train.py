@@ -158,7 +158,7 @@ def train(job: Job, report: Reporter, root: Path) -> int:
             state = step.state
             seconds.append(step.seconds)
             tokens, asked = totals(ranks, [step.tokens, int(interrupted())])
-            record_step(job, step._replace(tokens=tokens), seconds, report)
+            record_step(job, step if ranks.cut else step._replace(tokens=tokens), seconds, report)
             last = step.number == options.steps
             stop = bool(asked) or (ranks.size == 1 and interrupted())
             if ranks.leads and (last or stop or due(step.number, options.save_every)):
@@ -171,6 +171,8 @@ def train(job: Job, report: Reporter, root: Path) -> int:
                 return 130
     if ranks.leads:
         conclude(job, state)
+    elif ranks.cut:
+        show(job, state)  # all answer or none, as each has only a part of the base
     return 0
 
 

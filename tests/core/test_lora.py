@@ -128,6 +128,22 @@ def test_drop_scales_what_it_keeps() -> None:
     np.testing.assert_allclose(out[out != 0], given_x[out != 0] / 0.75, rtol=1e-6)
 
 
+def test_parts_drop_what_the_whole_drops() -> None:
+    x, key = normal(np.random.default_rng(0), 3, 5, 24), mx.random.key(4)
+    parts = [drop(part, 0.4, key, (i, 3)) for i, part in enumerate(mx.split(x, 3, axis=-1))]
+    assert_same(mx.concatenate(parts, axis=-1), drop(x, 0.4, key))
+
+
+def test_a_part_drops_in_a_recomputed_layer_that_is_compiled() -> None:
+    x, key = normal(np.random.default_rng(0), 3, 8), mx.random.key(4)
+
+    def gradient(x: mx.array, key: mx.array) -> mx.array:
+        own = mx.random.split(key, 2)[0]
+        return mx.grad(lambda x: mx.checkpoint(lambda x: mx.square(drop(x, 0.4, own, (1, 2))))(x).sum())(x)
+
+    assert_close(mx.compile(gradient)(x, key), gradient(x, key), 1e-5)
+
+
 def test_drop_keeps_bfloat16() -> None:
     assert drop(mx.ones((4,), dtype=mx.bfloat16), 0.5, mx.random.key(0)).dtype == mx.bfloat16
 

@@ -248,6 +248,7 @@ def test_documents_to_repeat_are_read_where_some_are_repeated(base: Path, data: 
     assert [record.docs for record in job.feed.pool] == [[text] for text in sorted(lamps, key=len)]
     assert job.data == f"{data_fingerprint(str(data))}-{data_fingerprint(str(pool))}"
     assert read_pool(pooled(base, data, pool, autoencode_share=0.0)) == []
+    assert read_pool(pooled(base, data, pool, autoencode_share=0.0, cloze_share=0.5)) == job.feed.pool
     without = prepare(pooled(base, data, pool, autoencode_data=""), None)
     assert (without.data, without.feed.pool) == (data_fingerprint(str(data)), [])
 

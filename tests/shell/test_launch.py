@@ -157,6 +157,35 @@ def assert_same_parameters(run: Path, other: Path) -> None:
         np.testing.assert_allclose(np.array(found[name]), np.array(leaf), atol=1e-5, err_msg=name)
 
 
+def test_a_base_that_is_cut_over_ranks_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
+    base, data = tiny_folder(tmp_path / "base"), write_records(tmp_path / "data.jsonl", range(24))
+    heldout = write_records(tmp_path / "heldout.jsonl", range(30, 40))
+    (tmp_path / "settings.toml").write_text(SETTINGS)
+    fixed = ["--config", str(tmp_path / "settings.toml"), "--model", str(base)]
+    fixed += ["--data", str(data), "--heldout", str(heldout)]
+    fixed += ["--steps=3", "--batch-size=7", "--accumulate=2", "--eval-every=0", "--pretrain.eval-generate=0"]
+    fixed += ["--end_to_end.eval-generate=1", "--end_to_end.show=1"]
+    fixed += ["--eps=1e-5"]  # a gradient that is all rounding moves nothing
+    one, cut = tmp_path / "one", tmp_path / "cut"
+    status, out = main_here(train, *fixed, "--run", str(one))
+    assert status == 0, out
+
+    first, second = ended(launch(2, tmp_path, "-m", "clara.shell.train", *fixed, "--run", str(cut), "--shard"))
+    assert (first.status, second) == (0, Ended(0, "", "")), (first, second)
+    assert "shard     the base's blocks are cut over 2 ranks, which share each batch" in first.out
+    for stage in STAGES:
+        found, wanted = numbers(cut / stage), numbers(one / stage)
+        assert found.keys() == wanted.keys() and found["step"] == [1, 2, 3]
+        for name, values in wanted.items():
+            assert found[name] == pytest.approx(values, abs=1e-5, rel=1e-5), f"{stage}, {name}"
+        assert_same_parameters(cut / stage, one / stage)
+
+    earlier = cut / "pretrain" / "checkpoints" / "step-000002"
+    status, out = main_here(train, "--resume", str(earlier), "--no-shard")
+    assert status == 0 and "shard " not in out, out
+    assert_same_parameters(cut / "pretrain", one / "pretrain")
+
+
 def contents(store: Path) -> dict[str, tuple[str, np.ndarray]]:
     """Return the passages of a store by their hashes, each with its text and memory."""
     with opened_store(store, readonly=True) as found:

@@ -21,6 +21,7 @@ from clara.shell.answer import compress_texts
 from clara.shell.job import Job, prepare, with_memories
 from clara.shell.loop import evaluate, training_steps
 from clara.shell.memories import compress_all
+from clara.shell.ranks import Ranks
 from clara.shell.setup import Session
 
 TEXTS = [f"Lamp {i} burns {'very ' * (i % 4)}red." for i in range(9)]
@@ -74,6 +75,15 @@ def all_of(memories: Memories, documents: list[Tokens]) -> list[Any]:
     """Return the memories of documents as plain values."""
     values: list[Any] = read_memories(memories, documents).tolist()
     return values
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_ranks_with_one_base_together_compute_all_and_one_of_them_writes(
+    session: Session, documents: list[Tokens], batches: list[list[Tokens]], tmp_path: Path, rank: int
+) -> None:
+    found = compress_all(session, documents, tmp_path, quiet, ranks=Ranks(rank, 1, cut=True))
+    assert sum(map(len, batches)) == len(documents)
+    assert len(found.rows) == (0 if rank else len(documents))
 
 
 def test_memories_are_those_of_compressing_each_text(

@@ -14,6 +14,7 @@ from clara.shell.ranks import (
     ALONE,
     Ranks,
     awaited,
+    combined,
     dealt,
     exchanged,
     first,
@@ -52,6 +53,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Doubling:
 
 
 TWO = Ranks(1, 2)
+CUT = TWO._replace(cut=True)
 
 
 def test_one_rank_shares_nothing_and_computes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,6 +89,32 @@ def test_no_message_has_fewer_elements_than_there_are_ranks(shape: tuple[int, ..
     found = share(Ranks(5, 512), mx.ones(shape, mx.int32))
     assert found.shape == shape and (found == 2).all().item() and engine.sent == [(mx.int32, 512)]
     assert totals(Ranks(5, 512), [3, 4]) == [6, 8] and engine.sent[1:] == [(mx.int32, 512)]
+
+
+def test_what_a_step_computes_is_summed_where_each_rank_has_a_base(engine: Doubling) -> None:
+    found = combined(TWO, ((mx.array(1.0), {"next_token": mx.array(2.0)}), {"lora_a": mx.array([3.0])}))
+    assert (found[0][0].item(), found[0][1]["next_token"].item(), found[1]["lora_a"].item()) == (2, 4, 6)
+
+
+def test_ranks_that_have_one_base_together_sum_the_gradients_of_adapters_alone(engine: Doubling) -> None:
+    grads = {"lora_a": mx.array([3.0]), "lora_b": mx.array([4.0, 5.0]), "anchor": mx.array([6.0])}
+    found = combined(CUT, ((mx.array(1.0), {"next_token": mx.array(2.0)}), grads))
+    assert type(found) is tuple and found[0][0].item() == 1 and found[0][1]["next_token"].item() == 2
+    assert {name: leaf.tolist() for name, leaf in found[1].items()} == {
+        "lora_a": [6.0],
+        "lora_b": [8.0, 10.0],
+        "anchor": [6.0],
+    }
+    assert engine.sent == [(mx.float32, 3)]
+    pair = {"lora_a": mx.array([1.0]), "lora_b": mx.array([2.0])}
+    tree = combined(CUT, {"adapters": {"generator": {"model.layers.0": pair}}, "memory_embeddings": mx.array([3.0])})
+    assert tree["adapters"]["generator"]["model.layers.0"]["lora_b"].item() == 4
+    assert tree["memory_embeddings"].item() == 3
+
+
+def test_ranks_that_have_one_base_together_all_do_the_same() -> None:
+    assert CUT.part == (0, 1) and dealt(CUT, [1, 2, 3]) == [1, 2, 3]
+    require_even(CUT, 7, 100, "data")
 
 
 def test_small_arrays_travel_together_and_large_ones_alone(monkeypatch: pytest.MonkeyPatch) -> None:
