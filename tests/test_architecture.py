@@ -30,7 +30,7 @@ IMPURE_ATTRIBUTES = {
 KEYED_DRAWS = {"uniform", "normal", "bernoulli", "categorical", "gumbel", "randint", "truncated_normal", "permutation"}
 WITHOUT_OWN_TEST = {
     # Declarations without a function: whatever uses them tests them.
-    *("core/types.py", "core/config.py", "core/prompts.py", "io/errors.py", "io/data_config.py"),
+    *("core/types.py", "core/config.py", "core/prompts.py", "io/data_config.py"),
     # Start values and the opening of a session: every test of steps, runs and answers begins with them
     # (tests/core/test_stages.py, tests/shell/test_train.py, tests/shell/test_answer.py).
     *("core/init.py", "shell/setup.py"),

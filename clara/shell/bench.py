@@ -19,7 +19,7 @@ import msgspec
 
 from clara.io import cpu
 from clara.io.checkpoint import versions
-from clara.io.errors import ClaraError
+from clara.io.errors import ClaraError, short_of_memory
 from clara.shell.benching.cases import Case, chosen_cases, ratios_of
 from clara.shell.benching.feeding import read_data
 from clara.shell.benching.options import BenchOptions, read_options
@@ -33,7 +33,7 @@ from clara.shell.benching.table import (
     read_document,
     table,
 )
-from clara.shell.benching.timing import Result, matrix_work, measure, short_of_memory
+from clara.shell.benching.timing import Result, matrix_work, measure
 from clara.shell.benching.workbench import Workbench, workbench
 from clara.shell.command import guarded
 from clara.shell.launch import ranked

@@ -15,7 +15,7 @@ from clara.core.scoring import cover_exact_match, exact_match, mean_scores, toke
 from clara.core.step import EvalStep
 from clara.core.types import Batch, Params, TrainState
 from clara.io.dataset import StepBatch
-from clara.io.errors import ClaraError
+from clara.io.errors import ClaraError, short_of_memory
 from clara.io.records import Record
 
 Update = Callable[[TrainState, list[Batch]], tuple[TrainState, dict[str, mx.array]]]
@@ -79,7 +79,7 @@ def started(update: Update, state: TrainState, number: int, batch: StepBatch) ->
         state, metrics = update(state, batch.batches)
         mx.async_eval(state, metrics)  # type: ignore[no-untyped-call]
     except (RuntimeError, MemoryError) as error:
-        raise short_of_memory(error, number, batch) from error
+        raise advised(error, number, batch) from error
     return Started(number, batch, state, metrics, begun)
 
 
@@ -92,7 +92,7 @@ def finished(step: Started, before: float) -> Step:
     try:
         mx.eval(state, metrics)
     except (RuntimeError, MemoryError) as error:
-        raise short_of_memory(error, number, batch) from error
+        raise advised(error, number, batch) from error
     values = {name: float(value) for name, value in metrics.items()}
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(values.get(name, 0.0)):
@@ -101,10 +101,9 @@ def finished(step: Started, before: float) -> Step:
     return Step(number, state, values, batch.tokens, time.perf_counter() - max(begun, before))
 
 
-def short_of_memory(error: Exception, number: int, batch: StepBatch) -> Exception:
+def advised(error: Exception, number: int, batch: StepBatch) -> Exception:
     """Return the error that says what to do where a step's memory was not to be had; any other error as it is."""
-    said = str(error).lower()
-    if not (isinstance(error, MemoryError) or "out of memory" in said or "malloc" in said or "allocate" in said):
+    if not short_of_memory(error):
         return error
     examples = sum(len(each.tokens) for each in batch.batches)
     return ClaraError(

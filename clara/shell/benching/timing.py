@@ -107,14 +107,6 @@ def summarise(work: Work, group: str, case: str, taken: list[float], first: floa
     )
 
 
-def short_of_memory(error: Exception) -> bool:
-    """Return whether an error says that memory was not to be had, on any of MLX's devices."""
-    said = str(error).lower()
-    return isinstance(error, MemoryError) or any(
-        word in said for word in ("out of memory", "outofmemory", "malloc", "allocate", "insufficient memory")
-    )
-
-
 def matrix_work(dtype: mx.Dtype, width: int) -> Work:
     """Return a square matrix product, `width` on each side."""
     first, second = (mx.random.normal((width, width), key=mx.random.key(i)).astype(dtype) for i in range(2))

@@ -10,7 +10,7 @@ import pytest
 
 from clara.core.flops import Cost
 from clara.shell.benching import timing
-from clara.shell.benching.timing import Work, matrix_work, measure, short_of_memory
+from clara.shell.benching.timing import Work, matrix_work, measure
 
 
 class Clock:
@@ -91,17 +91,3 @@ def test_the_peak_is_that_of_the_timed_calls_alone() -> None:
 def test_a_matrix_product_is_counted_by_its_width() -> None:
     work = matrix_work(mx.float32, 16)
     assert work.cost == Cost(2 * 16**3, 3 * 4 * 16**2) and work.call(None).shape == (16, 16)
-
-
-@pytest.mark.parametrize(
-    ("error", "short"),
-    [
-        (RuntimeError("[malloc] Unable to allocate 9 bytes."), True),
-        (RuntimeError("cudaMallocAsync failed: out of memory"), True),
-        (RuntimeError("Insufficient Memory (kIOGPUCommandBufferCallbackErrorOutOfMemory)"), True),
-        (MemoryError(), True),
-        (RuntimeError("shapes do not match"), False),
-    ],
-)
-def test_an_error_of_memory_is_known_by_what_it_says(error: Exception, short: bool) -> None:
-    assert short_of_memory(error) is short
