@@ -1,9 +1,10 @@
 """Measures a checkpoint: all systems side by side on the same questions, with intervals and paired tests.
 
-Run `python -m clara.shell.evaluate --checkpoint RUN --data FILE`. The data are records of this project, the original's
-evaluation files, HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD or NQ-open as they are distributed. --paper paper.pdf asks
-the built-in questions on the CLaRa paper instead, about passages of the PDF. Predictions are kept as they are made: the
-same command goes on where it stopped, and with further --systems adds these.
+Run `python -m clara.shell.evaluate --checkpoint RUN --data FILE`; without RUN the built-in checkpoint is measured. The
+data are records of this project, the original's evaluation files, HotpotQA, 2WikiMultihopQA, MuSiQue, SQuAD or NQ-open
+as they are distributed. --paper paper.pdf asks the built-in questions on the CLaRa paper instead, about passages of the
+PDF. Predictions are kept as they are made: the same command goes on where it stopped, and with further --systems adds
+these.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import get_args
 import mlx.core as mx
 import msgspec
 
-from clara.io.errors import ClaraError
+from clara.io.errors import ClaraError, short_of_memory
 from clara.io.evaluation.formats import Question
 from clara.io.evaluation.labels import heading
 from clara.io.evaluation.predictions import (
@@ -72,10 +73,9 @@ def read_arguments(argv: Sequence[str] | None) -> EvaluateOptions:
     defaults = {field.name: field.default for field in msgspec.structs.fields(EvaluateOptions)}
     for (name,), hint in leaves(EvaluateOptions):
         kind, about = get_args(hint)[:2]
-        shown = defaults[name] not in ("", 0, False, msgspec.NODEFAULT) or name == "seed"
+        shown = defaults[name] not in ("", 0, False) or name == "seed"
         text = about.description + (f" [{defaults[name]}]" if shown else "")
-        required = defaults[name] is msgspec.NODEFAULT
-        parser.add_argument(flag(name), default=argparse.SUPPRESS, required=required, help=text, **flag_form(kind))
+        parser.add_argument(flag(name), default=argparse.SUPPRESS, help=text, **flag_form(kind))
     return checked(vars(parser.parse_args(argv)), EvaluateOptions)
 
 
@@ -128,11 +128,11 @@ def run_system(plan: Plan, bench: Bench, name: str, interrupted: Callable[[], bo
         found = {id_: each for id_, each in found.items() if id_ not in dropped}
         write_predictions(path, list(found.values()))
         mx.reset_peak_memory()
-        answered(bench, name, rest[0])
+        answered_in_parts(bench, name, rest[0])
     begun = told = time.perf_counter()
     done = before = len(found)
     for batch in rest:
-        made = answered(bench, name, batch)
+        made = answered_in_parts(bench, name, batch)
         append_predictions(path, made)
         found |= {each.id: each for each in made}
         done, now = done + len(batch), time.perf_counter()
@@ -147,6 +147,25 @@ def run_system(plan: Plan, bench: Bench, name: str, interrupted: Callable[[], bo
         keep_peak(plan.out, name)
     write_predictions(path, [found[each.id] for each in questions])
     return True
+
+
+def answered_in_parts(bench: Bench, name: str, batch: Sequence[Question]) -> list[Prediction]:
+    """Return a system's predictions for a batch; where memory is short for it, half of it at a time, and so on.
+
+    Raises ClaraError where memory is short for a single question.
+    """
+    try:
+        return answered(bench, name, batch)
+    except (RuntimeError, MemoryError) as error:
+        if not short_of_memory(error):
+            raise
+        if len(batch) == 1:
+            raise ClaraError(f"system {name}, question {batch[0].id}: out of memory ({error})") from error
+    # Out of the block above, whose error holds on to what was computed.
+    mx.clear_cache()
+    half = -(-len(batch) // 2)
+    print(f"{name:<17} out of memory on {len(batch)} questions at a time; {half} are tried (--batch-size)", flush=True)
+    return [each for part in (batch[:half], batch[half:]) for each in answered_in_parts(bench, name, part)]
 
 
 def batches_of(bench: Bench, name: str, questions: Sequence[Question], size: int) -> list[list[Question]]:

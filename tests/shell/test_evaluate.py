@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ METHOD = (
     "",
     "The alignment term is the mean squared error of mean memory and mean document state.",
 )
+RANKED = ("memory_retrieved", "memory_fused", "memory_tfidf", "text_tfidf", "text_bm25")
 ALL = [name for name in SYSTEMS if name != "tuned_text"]
 """What is asked where there is no generator that was tuned on text."""
 
@@ -91,8 +93,8 @@ def test_a_folder_holds_predictions_scores_and_tables(whole: Path) -> None:
         assert [prediction.id for prediction in found] == [f"c{i}" for i in range(7)]
         assert each.questions == 7 and each.peak_bytes == read_peaks(whole)[each.system] > 0
         assert each.means["token_f1"].mean == sum(p.metrics["token_f1"] for p in found) / 7
-        assert ("mrr" in each.means) == (each.system in ("memory_retrieved", "memory_tfidf", "text_tfidf", "text_bm25"))
-    assert {each.first for each in scores.comparisons} == {"memory"} and len(scores.comparisons) == 8 * 3
+        assert ("mrr" in each.means) == (each.system in RANKED)
+    assert {each.first for each in scores.comparisons} == {"memory"} and len(scores.comparisons) == 3 * (len(ALL) - 1)
     text = (whole / "summary.md").read_text("utf-8")
     assert text.startswith("# Evaluation on choices.jsonl\n\ncheckpoint ") and text.count("| memory_shuffled ") == 2
     assert "ranking of each question's own candidates" in text
@@ -184,6 +186,27 @@ def test_a_folder_that_another_process_took_meanwhile_is_refused(run: Path, data
     assert json.loads((tmp_path / "out" / "config.json").read_bytes())["systems"] == ["text", "closed_book"]
 
 
+def test_a_batch_that_is_too_large_for_the_memory_is_answered_in_parts(
+    command: Run, tmp_path: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    most = 1
+
+    def within(bench: Bench, name: str, questions: Sequence[Question]) -> list[Prediction]:
+        if len(questions) > most:
+            raise RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory")
+        return answered(bench, name, questions)
+
+    monkeypatch.setattr(evaluate, "answered", within)
+    status, said, _ = command("--out", tmp_path / "out", "--systems", "text")
+    assert status == 0 and "out of memory on 3 questions at a time; 2 are tried (--batch-size)" in said
+    assert [each.prediction for each in untimed(tmp_path / "out", "text")] == [
+        each.prediction for each in untimed(whole, "text")
+    ]
+    most = 0
+    status, _, err = command("--out", tmp_path / "other", "--systems", "text")
+    assert status == 1 and "system text, question c" in err and "out of memory" in err
+
+
 def test_systems_are_added_to_a_folder(whole: Path, command: Run, tmp_path: Path) -> None:
     assert command("--out", tmp_path / "out", "--systems", "closed_book")[0] == 0
     assert not (tmp_path / "out" / "memories").exists(), "nothing is compressed for the base alone"
@@ -218,7 +241,7 @@ def test_the_paper_from_pdf_to_comparison(command: Run, tmp_path: Path) -> None:
     status, said, err = command("--paper", paper, "--out", tmp_path / "out", source=None)
     assert (status, err) == (0, "") and "20 questions in format nq" in said
     scores = read_scores(tmp_path / "out")
-    names = ["memory_retrieved", "memory_tfidf", "text_tfidf", "text_bm25", "tuned_closed_book", "closed_book"]
+    names = [*RANKED, "tuned_closed_book", "closed_book"]
     assert [each.system for each in scores.systems] == names
     assert all(each.questions == 20 and "keyword_match" in each.means for each in scores.systems)
     assert {each.first for each in scores.comparisons} == {"memory_retrieved"}
