@@ -18,6 +18,7 @@ import mlx.core as mx
 import msgspec
 
 from clara.io import cpu
+from clara.io.base import locate_base
 from clara.io.checkpoint import versions
 from clara.io.errors import ClaraError, short_of_memory
 from clara.shell.benching.cases import Case, chosen_cases, ratios_of
@@ -57,6 +58,8 @@ def run(options: BenchOptions, ranks: Ranks) -> int:
     old = read_document(options.compare) if options.compare else None
     if any(case.group == "data" for case in cases):
         read_data(options.data)
+    if options.model:
+        locate_base(options.model)  # refuses a base that is not there, before any case runs
     compiled = prepare_device(options.compile)
     with workbench(options, compiled, ranks) as bench:
         heading = about(bench)

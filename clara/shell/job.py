@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import msgspec
@@ -98,7 +98,7 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
     together = functools.partial(combined, ranks)
     step = make_train_step(session.base, session.config, frozen, packing=packing, share=together)
     update = make_update(step, optimizer)
-    optimizer_state = pack_state(packing, checkpoint.optimizer_state) if checkpoint else optimizer.init(packed)
+    optimizer_state = packed_state(packing, checkpoint) if checkpoint else optimizer.init(packed)
     state = TrainState(packed, optimizer_state, mx.array(start))
     eval_step = make_eval_step(session.base, session.config, frozen, packing=packing)
     update = mx.compile(update) if compiled else update
@@ -106,6 +106,16 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
     return Job(
         options, session, folder, records, heldout, feed, data, start, state, packing, frozen, update, eval_step, ranks
     )
+
+
+def packed_state(packing: Packing, checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return the optimizer state of a checkpoint. Raises ClaraError where it lacks a leaf that is trained now."""
+    try:
+        return pack_state(packing, checkpoint.optimizer_state)
+    except KeyError as error:
+        raise ClaraError(
+            f"{checkpoint.path}: its optimizer state has no {error.args[0]}; --start-from it begins a run anew"
+        ) from error
 
 
 def cut_lines(ranks: Ranks) -> list[str]:

@@ -104,6 +104,15 @@ def test_what_was_measured_before_ctrl_c_is_shown(
     assert progress.splitlines()[-1] == "stopped after 1 of 3 cases"
 
 
+def test_a_base_that_is_not_there_is_refused_before_any_case(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench, "matrix_result", lambda _: pytest.fail("a case was run"))
+    assert main([*QUICK, "--model", "/nowhere/base"]) == 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: /nowhere/base: no such folder")
+
+
 @pytest.mark.parametrize(
     ("argv", "said"),
     [

@@ -182,6 +182,14 @@ def test_other_data_and_fewer_steps_are_refused_on_resume(base: Path, data: Path
         prepare(options_of(base, other, tmp_path / "run"), checkpoint)
 
 
+def test_an_optimizer_state_that_lacks_a_leaf_is_refused_on_resume(base: Path, data: Path, tmp_path: Path) -> None:
+    options = options_of(base, data, tmp_path / "run")
+    checkpoint = moved(prepare(options, None), 0.5, step=4)
+    state = {name: leaf for name, leaf in checkpoint.optimizer_state.items() if name != "memory_embeddings"}
+    with pytest.raises(ClaraError, match="step-000004: its optimizer state has no memory_embeddings; --start-from it"):
+        prepare(options, checkpoint._replace(optimizer_state=state))
+
+
 @pytest.mark.parametrize(("before", "now"), [("rank", {"rank": 2}), ("alpha", {"alpha": 5.0})])
 def test_a_checkpoint_of_other_options_is_not_started_from(
     before: str, now: dict[str, Any], base: Path, data: Path, tmp_path: Path
