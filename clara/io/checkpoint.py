@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import mlx.core as mx
 import msgspec
+from mlx.utils import tree_map
 from msgspec import Struct
 
 from clara.core.types import Params
@@ -145,22 +146,34 @@ def save_checkpoint(
     the run went back, are removed. Raises ClaraError, with nothing lost, where the disk is full or not writable.
     """
     target = folder / checkpoint_name(manifest.step)
-    trees = {PARAMS: {"params": params, "extras": extras}, OPTIMIZER: optimizer_state}
-    parts = {name: flatten(tree) for name, tree in trees.items() if tree}
     remove_stale(folder)
     try:
         with staged(target, replace=True) as beside:
-            for name, leaves in parts.items():
-                write_arrays(beside / name, leaves)
-            (beside / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config)))
-            sums = {name: digest(beside / name) for name in (*parts, CONFIG)}
-            content = msgspec.to_builtins(msgspec.structs.replace(manifest, files=sums))
-            content["seal"] = seal(content)
-            (beside / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(content)))
+            write_checkpoint(beside, params, optimizer_state, extras, config, manifest)
     except ClaraError as error:
         raise ClaraError(f"{error}; older checkpoints are intact") from error
     prune(folder, manifest.step, keep)
     return target
+
+
+def write_checkpoint(
+    folder: Path,
+    params: Params,
+    optimizer_state: dict[str, Any],
+    extras: dict[str, mx.array],
+    config: dict[str, Any],
+    manifest: Manifest,
+) -> None:
+    """Write the files of a checkpoint into a folder, its manifest last. Raises OSError."""
+    trees = {PARAMS: {"params": params, "extras": extras}, OPTIMIZER: optimizer_state}
+    parts = {name: flatten(tree) for name, tree in trees.items() if tree}
+    for name, leaves in parts.items():
+        write_arrays(folder / name, leaves)
+    (folder / CONFIG).write_bytes(msgspec.json.format(msgspec.json.encode(config)))
+    sums = {name: digest(folder / name) for name in (*parts, CONFIG)}
+    content = msgspec.to_builtins(msgspec.structs.replace(manifest, files=sums))
+    content["seal"] = seal(content)
+    (folder / MANIFEST).write_bytes(msgspec.json.format(msgspec.json.encode(content)))
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
@@ -212,6 +225,12 @@ def load_checkpoint(path: Path) -> Checkpoint:
     except (OSError, RuntimeError, ValueError) as error:
         raise ClaraError(f"{path}: cannot be read ({error})") from error
     return Checkpoint(path, manifest, config, weights.get("params", {}), weights.get("extras", {}), optimizer_state)
+
+
+def float32_params(checkpoint: Checkpoint) -> Params:
+    """Return a checkpoint's parameters in float32, which is what is trained; it may keep its adapters in bfloat16."""
+    params: Params = tree_map(lambda leaf: leaf.astype(mx.float32), checkpoint.params)
+    return params
 
 
 def require_whole(file: Path, expected: str) -> None:

@@ -62,6 +62,7 @@ def parser() -> argparse.ArgumentParser:
     add("--candidates", type=int, metavar="N", help="candidates that the reasoner chooses among [20]")
     add("--top-k", type=int, metavar="K", help="passages that answer [as trained; 1 after pretrain alone]")
     add("--rerank", action=argparse.BooleanOptionalAction, help="let the reasoner choose [where one was trained]")
+    add("--fuse", action=argparse.BooleanOptionalAction, help="let the words count as much as the reasoner [yes]")
     add("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="longest answer [%(default)s]")
     add("--temperature", type=float, default=0.0, metavar="X", help="of sampling; 0 = greedy [%(default)s]")
     add("--text", action="store_true", help="let the base answer from the passages' text instead, for comparison")
@@ -121,7 +122,7 @@ def check(arguments: argparse.Namespace) -> None:
 
 def search_of(session: Session, passages: int, arguments: argparse.Namespace) -> Search:
     """Return how passages are found: as the model was trained, unless the arguments say otherwise."""
-    names = ("first_stage", "candidates", "top_k", "rerank")
+    names = ("first_stage", "candidates", "top_k", "rerank", "fuse")
     given = {name: getattr(arguments, name) for name in names if getattr(arguments, name) is not None}
     how = default_search(session)._replace(**given)
     if not has_reasoner(session) and (how.rerank or how.first_stage != "bm25"):

@@ -1,8 +1,9 @@
 """Fills a memory store: every passage of a corpus compressed once, kept on disk, ready to be searched and asked.
 
-Run `python -m clara.shell.compress CORPUS --checkpoint RUN --store my.clara`. What the store has already is skipped, so
-that the same command goes on after an interruption and adds what is new in a corpus. The store keeps a copy of the
-checkpoint: later commands need the store alone. Without CORPUS the store is described.
+Run `python -m clara.shell.compress CORPUS --store my.clara`. CORPUS is what prepare has made, or a folder or document,
+which is prepared first. A new store takes the compressor of --checkpoint RUN, or else that of the built-in checkpoint
+small, and keeps a copy: later commands need the store alone. What it has already is skipped, so that the same command
+goes on after an interruption and adds what is new. Without CORPUS the store is described.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgspec
 import numpy as np
 
 from clara.core.collate import frame_document
+from clara.io.builtin import BUILTIN
 from clara.io.checkpoint import Checkpoint
 from clara.io.corpus.passages import Passage, content_hash, read_passages
 from clara.io.errors import ClaraError
@@ -44,6 +46,8 @@ from clara.io.tokens import encode_batch
 from clara.shell.command import guarded, one_line
 from clara.shell.launch import ranked, stoppable
 from clara.shell.memories import BATCH, EVERY, compress_tokens
+from clara.shell.prepare import PrepareOptions, is_corpus
+from clara.shell.prepare import prepare as write_corpus
 from clara.shell.progress import clock
 from clara.shell.ranks import ALONE, Ranks, exchanged, progressing, require_same, told
 from clara.shell.setup import Session
@@ -70,6 +74,8 @@ class Work(NamedTuple):
 
     session: Session
     checkpoint: Checkpoint
+    corpus: str
+    """JSON Lines of passages."""
     info: StoreInfo
     """Of the store, where it has to be made."""
     total: int
@@ -98,9 +104,19 @@ def parser() -> argparse.ArgumentParser:
         prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = found.add_argument
-    add("corpus", nargs="?", metavar="CORPUS", help="JSON Lines of passages, or any data that train reads")
-    add("--store", required=True, metavar="FOLDER", help="the store; --checkpoint makes a new one")
-    add("--checkpoint", default="", metavar="RUN", help="run or checkpoint that compresses [the store's own copy]")
+    add(
+        "corpus",
+        nargs="?",
+        metavar="CORPUS",
+        help="JSON Lines of passages, other data that train reads, a folder, or a document",
+    )
+    add("--store", required=True, metavar="FOLDER", help="the store; it is made where it is not there")
+    add(
+        "--checkpoint",
+        default="",
+        metavar="RUN",
+        help=f"run that compresses [the store's copy; for a new one {BUILTIN}]",
+    )
     add("--model", default="", help="the base, where it is not the one that the checkpoint names")
     add("--batch-size", type=int, default=BATCH, metavar="N", help="passages compressed at a time [%(default)s]")
     add("--dtype", choices=("bfloat16", "float16"), help="memories of a new store; float16 ends at 65,504 [bfloat16]")
@@ -129,7 +145,7 @@ def run(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> int:
         with opened_store(path, readonly=True) as store:
             describe(store, arguments.list)
         return 0
-    work = prepare(arguments, path) if arguments.corpus else None
+    work = prepare(arguments, path, ranks) if arguments.corpus else None
     if work:
         same = {"compressor": work.info.compressor, "passages": work.total}
         require_same(ranks, same, "all ranks want the same checkpoint and the same corpus")
@@ -154,18 +170,27 @@ def run(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> int:
     return status
 
 
-def prepare(arguments: argparse.Namespace, path: Path) -> Work:
+def prepare(arguments: argparse.Namespace, path: Path, ranks: Ranks = ALONE) -> Work:
     """Read and check all that a pass over a corpus needs. Raises ClaraError for whatever would stop it later."""
     if arguments.batch_size < 1:
         raise ClaraError(f"--batch-size {arguments.batch_size}: wanted 1 or more")
     checkpoint = checkpoint_for(path, arguments.checkpoint)
-    total = sum(1 for _ in read_passages(arguments.corpus))
+    corpus = arguments.corpus
+    if not is_corpus(corpus):
+        if ranks.size > 1:
+            raise ClaraError(
+                f"{corpus}: several processes want JSON Lines: python -m clara.shell.prepare makes them of it"
+            )
+        corpus = str(path.with_name(f"{path.name}.passages.jsonl"))
+        how = PrepareOptions(checkpoint=str(checkpoint.path), model=arguments.model)
+        write_corpus([arguments.corpus], Path(corpus), how)
+    total = sum(1 for _ in read_passages(corpus))
     if not total:
-        raise ClaraError(f"{arguments.corpus}: no passages; wanted JSON Lines with docs, as prepare writes them")
-    print(f"corpus    {total:,} passages in {arguments.corpus}", flush=True)
+        raise ClaraError(f"{corpus}: no passages; wanted JSON Lines with docs, as prepare writes them")
+    print(f"corpus    {total:,} passages in {corpus}", flush=True)
     session = session_of(checkpoint, arguments.model)
     model = arguments.model or str(checkpoint.config["model"])
-    return Work(session, checkpoint, info_of(session, model, arguments.dtype, arguments.bits, total), total)
+    return Work(session, checkpoint, corpus, info_of(session, model, arguments.dtype, arguments.bits, total), total)
 
 
 def compress_corpus(work: Work, store: Store | None, arguments: argparse.Namespace, ranks: Ranks = ALONE) -> int:
@@ -196,11 +221,11 @@ def share_of(work: Work, store: Store | None, arguments: argparse.Namespace, ran
 
     Passages of one text are one process's. store: rank 0's, which alone looks what is there.
     """
-    corpus = read_passages(arguments.corpus)
+    corpus = read_passages(work.corpus)
     if store and ranks.size == 1:
         yield Share(store, corpus, work.total)
         return
-    found = (msgspec.json.encode(store.info), owners(store, arguments.corpus, ranks.size).tobytes()) if store else None
+    found = (msgspec.json.encode(store.info), owners(store, work.corpus, ranks.size).tobytes()) if store else None
     info, places = told(ranks, found)
     mine = np.frombuffer(places, np.int16) == ranks.rank
     folder = part_folder(Path(arguments.store).expanduser(), ranks.rank)

@@ -2,7 +2,8 @@
 
 Run `python -m clara.shell.convert FROM TO`. A checkpoint of the original (a folder, or a Hugging Face id such as
 apple/CLaRa-7B-Instruct/compression-16) becomes a run folder that every command here takes; a run or checkpoint of this
-project becomes what --format says.
+project becomes what --format says; clara is one of its own, to give away: adapters in bfloat16, without optimizer and
+paths.
 """
 
 from __future__ import annotations
@@ -16,19 +17,21 @@ import msgspec
 
 from clara.core.measure import measure_base
 from clara.io.base import load_base
-from clara.io.checkpoint import Checkpoint, Manifest, newest_checkpoint, save_checkpoint, versions
+from clara.io.builtin import run_path
+from clara.io.checkpoint import Checkpoint, Manifest, float32_params, newest_checkpoint, save_checkpoint, versions
 from clara.io.errors import ClaraError
 from clara.io.exchange import from_original, options_of, origin_of, to_original
 from clara.io.export import write_fused, write_mlx_lm_adapter, write_peft_adapter
 from clara.io.files import require_free, staged
 from clara.io.original import is_original, locate_original, read_original, write_original
+from clara.io.release import last_part, released, require_replaceable, write_release
 from clara.shell.arguments import CONFIG
 from clara.shell.command import guarded
 from clara.shell.options import Options, merge, stage_defaults, step_config, to_options, to_plain
 from clara.shell.setup import check_origin, open_session, prepare_device
 from clara.shell.stores import require_compressor_of
 
-FORMATS = ("original", "mlx-lm", "peft", "fused")
+FORMATS = ("original", "mlx-lm", "peft", "fused", "clara")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +41,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("source", metavar="FROM", help="run folder, checkpoint, or checkpoint of the original")
-    parser.add_argument("target", metavar="TO", help="folder to write; it must be new or empty")
+    parser.add_argument("source", metavar="FROM", help="run, checkpoint, built-in small, or the original's checkpoint")
+    parser.add_argument("target", metavar="TO", help="folder to write: new, empty, or of format clara")
     parser.add_argument("--model", help="the base, where it is not the one that FROM names")
     parser.add_argument("--format", choices=FORMATS, help="what to write from a checkpoint of this project [original]")
     parser.add_argument(
@@ -58,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> int:
     """Do what the arguments say, and say so; return the exit status."""
-    require_free(Path(arguments.target).expanduser())
+    free = require_replaceable if arguments.format == "clara" else require_free
+    free(Path(arguments.target).expanduser())
     convert(arguments)
     print(f"written: {arguments.target}")
     return 0
@@ -66,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def convert(arguments: argparse.Namespace) -> None:
     """Do what the arguments say. Raises ClaraError where they do not fit what is there."""
-    target, local = Path(arguments.target).expanduser(), Path(arguments.source).expanduser()
+    target, local = Path(arguments.target).expanduser(), run_path(arguments.source)
     prepare_device()
     if not local.is_dir() or is_original(local):
         if arguments.format or arguments.adapter:
@@ -83,6 +87,10 @@ def convert(arguments: argparse.Namespace) -> None:
         if arguments.adapter:
             raise ClaraError("--adapter is for mlx-lm, peft and fused; the original's format has all of them")
         return export_original(checkpoint, options, target)
+    if arguments.format == "clara":
+        if arguments.adapter:
+            raise ClaraError("--adapter is for mlx-lm, peft and fused; a checkpoint has all of them")
+        return export_release(checkpoint, options, target)
     return export_adapter(checkpoint, options, target, arguments)
 
 
@@ -120,13 +128,24 @@ def export_original(checkpoint: Checkpoint, options: Options, target: Path) -> N
     if not session.origin:
         print("note: the original prompts with its own wording; these parameters were trained with this project's")
     write_original(
-        target, to_original(checkpoint.params, session.base, loaded, step_config(options), checkpoint.manifest.origin)
+        target,
+        to_original(float32_params(checkpoint), session.base, loaded, step_config(options), checkpoint.manifest.origin),
     )
+
+
+def export_release(checkpoint: Checkpoint, options: Options, target: Path) -> None:
+    """Write a checkpoint of this project as others take it."""
+    check_origin(checkpoint, load_base(options.model), options)
+    model = options.model
+    if Path(model).expanduser().exists():
+        model = last_part(model)
+        print(f"note: the base is called {model} there; --model says by what name others find it")
+    write_release(target, released(checkpoint, model))
 
 
 def export_adapter(checkpoint: Checkpoint, options: Options, target: Path, arguments: argparse.Namespace) -> None:
     """Write one adapter of a checkpoint for mlx-lm or PEFT, or merged into its base."""
-    adapters, name = checkpoint.params["adapters"], arguments.adapter or "generator"
+    adapters, name = float32_params(checkpoint)["adapters"], arguments.adapter or "generator"
     if name not in adapters:
         raise ClaraError(f"{checkpoint.path}: no adapter {name}; there are {', '.join(adapters)}")
     loaded = load_base(options.model, dequantize=False)

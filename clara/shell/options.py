@@ -49,7 +49,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     ] = "pretrain"
     run: Annotated[str, Meta(description="Folder of the run; empty for a new one under runs/.")] = ""
     start_from: Annotated[
-        str, Meta(description="Run folder or checkpoint whose parameters training starts from; empty for new ones.")
+        str, Meta(description="Run, checkpoint or built-in small that training starts from; empty for new parameters.")
     ] = ""
     carry_generator: Annotated[
         bool, Meta(description="Carry the generator on from there; otherwise it starts anew, as in the original.")

@@ -22,10 +22,11 @@ from msgspec import Meta, Struct
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from clara.io.base import load_base, load_base_tokenizer
+from clara.io.builtin import run_path
 from clara.io.checkpoint import newest_checkpoint, unflatten
 from clara.io.corpus.passages import Passage, PassageRecord, content_hash, encode_record
 from clara.io.corpus.rawtext import Limits
-from clara.io.corpus.sources import find_files
+from clara.io.corpus.sources import ENDINGS, find_files
 from clara.io.errors import ClaraError
 from clara.io.files import staged_file
 from clara.io.records import Record, check_stage, iterate_records
@@ -124,6 +125,12 @@ def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> int:
     return 2 if tally.counts["skipped"] or tally.counts["left_out"] else 0
 
 
+def is_corpus(source: str) -> bool:
+    """Return whether a name is that of JSON Lines, and not of a folder or document that has to be prepared."""
+    place = Path(os.path.expanduser(source))
+    return not (place.is_dir() or (place.is_file() and ENDINGS.get(place.suffix.lower(), "jsonl") != "jsonl"))
+
+
 def files_without(files: Sequence[Path], out: Path, sources: Sequence[str]) -> list[Path]:
     """Return the files without the corpus that an earlier run wrote among them, unless a source names it.
 
@@ -140,7 +147,7 @@ def files_without(files: Sequence[Path], out: Path, sources: Sequence[str]) -> l
 def target_of(options: PrepareOptions) -> tuple[str, int]:
     """Return the base and the document length that a corpus is for."""
     if options.checkpoint:
-        checkpoint, _ = newest_checkpoint(Path(options.checkpoint).expanduser())
+        checkpoint, _ = newest_checkpoint(run_path(options.checkpoint))
         trained = to_options(checkpoint.config, str(checkpoint.path))
     else:
         trained = to_options(resolve(new_layers("sample", ""), "pretrain"), "recipe sample")

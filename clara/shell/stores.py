@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from clara.io.builtin import BUILTIN, run_path
 from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint, save_checkpoint
 from clara.io.errors import ClaraError
 from clara.io.memories import compressor_fingerprint
@@ -20,19 +21,29 @@ SMALLEST_SHARD = 2**24
 def checkpoint_for(path: Path, source: str = "") -> Checkpoint:
     """Return the newest checkpoint of a run; without a source, the copy that the store at `path` keeps.
 
-    Raises ClaraError where there is none.
+    Where there is no store yet, the built-in one is taken, and that is said. Raises ClaraError where there is none.
     """
-    if not source and not (path / DATABASE).is_file():
-        raise ClaraError(f"{path}: no memory store yet; --checkpoint RUN makes one with the compressor of a run")
+    stored = not source and (path / DATABASE).is_file()
     try:
-        checkpoint, problems = newest_checkpoint(Path(source).expanduser() if source else path / CHECKPOINT)
+        checkpoint, problems = newest_checkpoint(path / CHECKPOINT if stored else run_path(source))
     except ClaraError as error:
-        advice = "wanted a run or a checkpoint" if source else "--checkpoint RUN names the run that made the store"
+        advice = "--checkpoint RUN names the run that made the store" if stored else "wanted a run or a checkpoint"
         raise ClaraError(f"{error}; {advice}") from error
     for problem in problems:
         print(f"skipped a damaged checkpoint: {problem}")
+    if not (source or stored):
+        print(builtin_line(checkpoint), flush=True)
     require_compressor_of(checkpoint)
     return checkpoint
+
+
+def builtin_line(checkpoint: Checkpoint) -> str:
+    """Return what is said where the built-in checkpoint is taken because none was named."""
+    base = checkpoint.config["model"]
+    return (
+        f"note      no --checkpoint: {BUILTIN} is taken, which comes with the package and is for {base}; another base "
+        "wants a run of its own (python -m clara.shell.train)"
+    )
 
 
 def reads_text(checkpoint: Checkpoint) -> bool:

@@ -34,6 +34,7 @@ from clara.io.checkpoint import (
     Manifest,
     fingerprint,
     flatten,
+    float32_params,
     load_checkpoint,
     newest_checkpoint,
     save_checkpoint,
@@ -115,6 +116,13 @@ def test_one_without_optimizer_or_extras_has_no_file_of_them_and_gives_none(tmp_
     loaded = load_checkpoint(path)
     assert (loaded.optimizer_state, loaded.extras) == ({}, {})
     assert_equal(loaded.params, params)
+
+
+def test_parameters_in_bfloat16_come_back_as_they_are_and_are_used_in_float32(tmp_path: Path) -> None:
+    params = {"adapter": {"a": mx.array([1 / 3, 2.0]).astype(mx.bfloat16)}, "rows": mx.array([1 / 3])}
+    loaded = load_checkpoint(save_checkpoint(tmp_path, params, {}, {}, OPTIONS, new_manifest(1)))
+    assert (loaded.params["adapter"]["a"].dtype, loaded.params["rows"].dtype) == (mx.bfloat16, mx.float32)
+    assert_equal(float32_params(loaded), {"adapter": {"a": mx.array([0.333984375, 2.0])}, "rows": mx.array([1 / 3])})
 
 
 def test_a_loaded_one_can_be_read_after_its_folder_is_gone(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ import msgspec
 import pytest
 
 from clara.core.config import STAGES
+from clara.io import builtin
 from clara.io.checkpoint import Checkpoint, Manifest, load_checkpoint, save_checkpoint
 from clara.io.errors import ClaraError
+from clara.io.release import write_release
 from clara.shell.arguments import ALL, CONFIG, EARLY, FREE_ON_RESUME, Plan, read_plan, stage_names
 from clara.shell.options import Options, leaves, recipes, to_options, to_plain, value_at
 
@@ -290,6 +292,19 @@ def test_the_run_is_found_from_inside_it(
     checkpoint_of(tmp_path / "run", read())
     monkeypatch.chdir(tmp_path / where)
     assert Path(read("--resume", given).run).resolve() == tmp_path / "run"
+
+
+def test_a_released_checkpoint_is_started_from_and_not_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "built-in"
+    write_release(folder, checkpoint_of(tmp_path / "run", read("--rank", "3", "--model", "tiny")))
+    monkeypatch.setattr(builtin, "builtin_folder", lambda: folder)
+    monkeypatch.chdir(tmp_path)
+    for given in ("small", str(folder)):
+        wanted = f"--resume {folder}: a checkpoint without a run; --start-from small begins one there"
+        assert refusal("--resume", given) == wanted
+    assert refusal("--run", str(folder)).startswith(f"{folder}: holds a run already")
+    options = read("--start-from", "small", "--run", "small")
+    assert (options.start_from, options.model, options.lora.rank, options.run) == ("small", "tiny", 3, "small")
 
 
 def test_a_resumed_checkpoint_of_other_options_is_refused(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def test_an_answer_comes_from_memory_and_names_its_sources(command: Run, path: P
     assert answer == expected(path, session)[0]
     assert len(sources) == 2
     for i, line in enumerate(sources, 1):
-        assert re.fullmatch(rf"  \[{i}\] +-?\d\.\d{{3}}  Lamps \d, p\. \d+(–\d+)?  \(lamps\d\.pdf\)", line)
+        assert re.fullmatch(rf"  \[{i}\] +-?\d\.\d{{2,3}}  Lamps \d, p\. \d+(–\d+)?  \(lamps\d\.pdf\)", line)
 
 
 def test_a_program_gets_one_line_of_json(command: Run, path: Path, session: Session) -> None:

@@ -16,14 +16,16 @@ from typing import Any
 import mlx.core as mx
 import pytest
 from folders import tiny_folder, write_records
-from runs import Run, command_of, tiny_run
+from runs import Run, built_in, command_of, tiny_run
 
 from clara.core.collate import Tokens
 from clara.io.corpus.passages import Passage, content_hash, encode_record, passage_record
+from clara.io.errors import ClaraError
 from clara.io.memory_store.search import memories_of, passages_of, search_memory, search_text
 from clara.io.memory_store.store import Store, count, opened_store, sources
 from clara.shell import compress
 from clara.shell.answer import compress_texts
+from clara.shell.ranks import ALONE
 from clara.shell.setup import Session
 from clara.shell.stores import checkpoint_for, session_of
 
@@ -243,6 +245,62 @@ def test_sources_are_listed_removed_and_given_back(run: Path, command: Run, tmp_
     assert contents(store) == expected(range(20))
 
 
+def contents_of(folder: Path) -> dict[str, bytes]:
+    """Return every file in a folder, hidden ones too."""
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_without_a_checkpoint_a_new_store_takes_the_built_in_one_which_nothing_is_written_to(
+    run: Path, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built_in(run.parent / "base", tmp_path / "built-in", monkeypatch)
+    before = contents_of(folder)
+    data, store = corpus(tmp_path / "c.jsonl", range(4)), tmp_path / "s"
+    status, out, _ = command(data, "--store", store)
+    assert status == 0 and out.startswith("note      no --checkpoint: small is taken, which comes with the package")
+    assert contents(store) == expected(range(4)) and "step-000003" in out
+    assert contents_of(folder) == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["built-in", "built-in-run", "c.jsonl", "s"]
+    status, out, _ = command(data, "--store", store)
+    assert status == 0 and "small" not in out, "the store has its own"
+    assert "note" not in command(data, "--store", tmp_path / "t", "--checkpoint", "small")[1], "it was asked for"
+    status, out, _ = command(data, "--store", store, "--checkpoint", "small")
+    assert status == 0 and "; 4 were there" in out
+
+
+def test_the_built_in_checkpoint_is_refused_for_another_base(
+    run: Path, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_in(run.parent / "base", tmp_path / "built-in", monkeypatch)
+    other = tiny_folder(tmp_path / "other", seed=5)
+    data = corpus(tmp_path / "c.jsonl", range(2))
+    said = refused(command, data, "--store", tmp_path / "s", "--model", other)
+    assert f"than --model {other}" in said and "or a run that was trained on this one" in said
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_of_documents_is_prepared_first(run: Path, command: Run, tmp_path: Path) -> None:
+    (tmp_path / "papers").mkdir()
+    for number in range(3):
+        (tmp_path / "papers" / f"lamp{number}.md").write_text(f"# Lamp {number}\n\nLamp {number} burns red.\n")
+    argv = (tmp_path / "papers", "--checkpoint", run, "--store", tmp_path / "s")
+    status, out, _ = command(*argv)
+    assert status == 0 and f"corpus    3 passages in {tmp_path / 's.passages.jsonl'}" in out
+    with opened_store(tmp_path / "s", readonly=True) as store:
+        assert [Path(name).name for name, _ in sources(store)] == [f"lamp{number}.md" for number in range(3)]
+    (tmp_path / "papers" / "lamp3.txt").write_text("Lamp 3 burns blue.")
+    status, out, _ = command(*argv)
+    assert status == 0 and "added     1 passages" in out and "; 3 were there" in out
+    status, out, _ = command(tmp_path / "papers" / "lamp3.txt", "--checkpoint", run, "--store", tmp_path / "t")
+    assert status == 0 and "added     1 passages" in out, "one document"
+
+
+def test_several_processes_want_a_corpus_that_was_prepared(run: Path, tmp_path: Path) -> None:
+    arguments = compress.parser().parse_args([str(tmp_path), "--checkpoint", str(run), "--store", "s"])
+    with pytest.raises(ClaraError, match="several processes want JSON Lines: python -m"):
+        compress.prepare(arguments, tmp_path / "s", ALONE._replace(size=2))
+
+
 def refused(command: Run, *argv: str | Path) -> str:
     """Return the message with which the command ends."""
     status, _, err = command(*argv)
@@ -258,7 +316,6 @@ def test_what_cannot_be_done_is_said_before_the_base_is_loaded(
     (tmp_path / "bad.jsonl").write_bytes(good.read_bytes() + b'{"docs": 3}\n')
     (tmp_path / "empty.jsonl").write_bytes(b"\n")
     asked = ["--checkpoint", run, "--store", store]
-    assert "no memory store yet; --checkpoint RUN makes one" in refused(command, good, "--store", store)
     assert f"{tmp_path / 'bad.jsonl'}:4: " in refused(command, tmp_path / "bad.jsonl", *asked)
     assert "no passages; wanted JSON Lines" in refused(command, tmp_path / "empty.jsonl", *asked)
     assert "does not exist" in refused(command, tmp_path / "absent.jsonl", *asked)

@@ -7,11 +7,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import pytest
 from folders import tiny_folder, write_records
 from mlx.utils import tree_flatten
 from reference import GOLDEN
-from runs import Run, command_of, text_run
+from runs import Run, built_in, command_of, text_run
 from tiny import to_bytes
 
 from clara.io.checkpoint import load_checkpoint, newest_checkpoint
@@ -237,3 +238,46 @@ def test_the_generator_of_a_run_of_text_is_converted(base: Path, command: Run, t
     run = text_run(base, tmp_path / "text")
     status, _, _ = command(str(run), str(tmp_path / "out"), "--format", "mlx-lm")
     assert status == 0 and (tmp_path / "out").is_dir()
+
+
+def test_a_checkpoint_to_give_away_answers_and_is_trained_on_in_float32(
+    anchored: Path, command: Run, tmp_path: Path
+) -> None:
+    status, out, err = command(anchored, tmp_path / "given", "--format", "clara")
+    assert (status, err) == (0, "") and "note: the base is called tiny there; --model says" in out
+    assert sorted(path.name for path in (tmp_path / "given").iterdir()) == [
+        *("adapters.safetensors", "config.json", "manifest.json")
+    ]
+    checkpoint, base = newest_checkpoint(tmp_path / "given")[0], newest_checkpoint(anchored)[0].config["model"]
+    assert {leaf.dtype for _, leaf in tree_flatten(checkpoint.params["adapters"])} == {mx.bfloat16}
+    assert checkpoint.config["model"] == "tiny" and checkpoint.config["run"] == "anchored"
+    records = write_records(tmp_path / "records.jsonl", range(6))
+    argv = ["--start-from", tmp_path / "given", "--model", base, "--run", tmp_path / "on", "--data", records]
+    more = ["--steps", "1", "--batch-size", "2", "--heldout", "", "--show", "0"]
+    assert train.main([str(argument) for argument in (*argv, *more)]) == 0
+    trained = newest_checkpoint(tmp_path / "on")[0]
+    leaves = tree_flatten({"params": trained.params, "optimizer": trained.optimizer_state})
+    assert {leaf.dtype for _, leaf in leaves if leaf.ndim} == {mx.float32}
+
+
+def test_what_is_given_away_is_replaced_and_nothing_else(anchored: Path, command: Run, tmp_path: Path) -> None:
+    given = tmp_path / "given"
+    given.mkdir()
+    (given / "README.md").write_text("card")
+    assert [command(anchored, given, "--format", "clara")[0] for _ in range(2)] == [0, 0]
+    assert (given / "README.md").read_text() == "card"
+    status, _, err = command(anchored, given, "--format", "peft")
+    assert status == 1 and "holds something already" in err
+    status, _, err = command(anchored, anchored, "--format", "clara")
+    assert status == 1 and "holds something already" in err
+    status, _, err = command(anchored, tmp_path / "to", "--format", "clara", "--adapter", "generator")
+    assert status == 1 and "--adapter is for mlx-lm, peft and fused; a checkpoint has all of them" in err
+
+
+def test_the_built_in_checkpoint_is_converted_in_full_precision(
+    base: Path, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_in(base, tmp_path / "built-in", monkeypatch)
+    assert command("small", tmp_path / "peft", "--format", "peft")[0] == 0
+    written: Any = mx.load(str(tmp_path / "peft" / "adapter_model.safetensors"))
+    assert {leaf.dtype for leaf in written.values()} == {mx.float32}

@@ -49,6 +49,20 @@ def papers(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("name", ["a.pdf", "b.md", "more", ""])
+def test_folders_and_documents_are_no_corpus_yet(name: str, papers: Path) -> None:
+    assert not prepare.is_corpus(str(papers / name))
+
+
+@pytest.mark.parametrize("name", ["more/d.jsonl", "records.json", "absent.pdf", "sample"])
+def test_json_lines_and_what_is_not_there_are_read_as_a_corpus(
+    name: str, papers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(papers)
+    (papers / "records.json").write_text('{"docs": ["A lamp."]}')
+    assert prepare.is_corpus(name)
+
+
 def test_a_folder_becomes_a_corpus_that_train_reads(papers: Path, base: Path, command: Run, tmp_path: Path) -> None:
     out = tmp_path / "corpus.jsonl"
     status, said, errors = command(papers, "--out", out)

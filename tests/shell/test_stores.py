@@ -9,7 +9,8 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 from folders import tiny_folder
-from runs import text_run, tiny_run
+from mlx.utils import tree_flatten
+from runs import built_in, text_run, tiny_run
 from tiny import assert_same
 
 from clara.io.checkpoint import OPTIMIZER, PARAMS, newest_checkpoint
@@ -17,6 +18,7 @@ from clara.io.errors import ClaraError
 from clara.io.memory_store.store import CHECKPOINT, Store, opened_store, require_compressor
 from clara.io.retention import checkpoints
 from clara.shell.stores import (
+    builtin_line,
     checkpoint_for,
     info_of,
     keep_checkpoint,
@@ -135,9 +137,41 @@ def test_a_base_under_another_name_is_taken(run: Path, base: Path, tmp_path: Pat
         session_of(checkpoint, str(tiny_folder(tmp_path / "other", seed=5)))
 
 
-def test_without_a_store_a_checkpoint_is_wanted(tmp_path: Path) -> None:
-    with pytest.raises(ClaraError, match="no memory store yet; --checkpoint RUN makes one"):
-        checkpoint_for(tmp_path / "s")
+def test_without_a_store_the_built_in_checkpoint_is_taken(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = built_in(base, tmp_path / "built-in", monkeypatch)
+    assert checkpoint_for(tmp_path / "s", "small").path == folder and capsys.readouterr().out == ""
+    checkpoint = checkpoint_for(tmp_path / "s")
+    assert checkpoint.path == folder and capsys.readouterr().out == builtin_line(checkpoint) + "\n"
+    assert builtin_line(checkpoint).startswith(
+        f"note      no --checkpoint: small is taken, which comes with the package and is for {base}; another base wants"
+    )
+
+
+def test_a_store_that_is_there_has_a_checkpoint_of_its_own(
+    store: Store, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    built_in(base, tmp_path / "built-in", monkeypatch, memory={"compression_rate": 4})
+    assert checkpoint_for(store.path).path.is_relative_to(store.path)
+    shutil.rmtree(store.path / CHECKPOINT)
+    with pytest.raises(ClaraError, match="--checkpoint RUN names the run that made the store"):
+        checkpoint_for(store.path)
+
+
+def test_a_released_checkpoint_is_opened_in_float32_and_copied_as_it_is(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = built_in(base, tmp_path / "built-in", monkeypatch)
+    checkpoint = checkpoint_for(tmp_path / "s")
+    session = session_of(checkpoint)
+    assert {leaf.dtype for _, leaf in tree_flatten(session.params)} == {mx.float32}
+    assert {leaf.dtype for _, leaf in tree_flatten(checkpoint.params["adapters"])} == {mx.bfloat16}
+    with opened_store(tmp_path / "s", create=info_of(session, "tiny")) as store:
+        keep_checkpoint(store, checkpoint)
+        (kept,) = checkpoints(store.path / CHECKPOINT)
+        assert (kept / PARAMS).read_bytes() == (folder / PARAMS).read_bytes()
+        require_compressor(store.info, store_fingerprint(session_of(checkpoint_for(store.path))))
 
 
 def test_a_packing_that_a_store_has_not_is_refused(store: Store) -> None:

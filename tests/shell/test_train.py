@@ -343,7 +343,7 @@ def test_ctrl_c_before_the_first_step_saves_after_it(
 def test_ctrl_c_while_the_base_is_loaded_ends_without_a_traceback(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def press(*_: Any) -> None:
+    def press(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(jobs, "open_session", press)

@@ -13,6 +13,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from clara.io.base import load_base_tokenizer
+from clara.io.builtin import BUILTIN, is_builtin, run_name, run_path
 from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint, versions
 from clara.io.corpus.cutting import cut
 from clara.io.corpus.passages import read_passages
@@ -33,7 +34,7 @@ from clara.shell.evaluation.room import require_room
 from clara.shell.options import Options, to_options
 from clara.shell.retrieve import default_search
 from clara.shell.setup import data_fingerprint
-from clara.shell.stores import session_of
+from clara.shell.stores import builtin_line, session_of
 
 FREE = ("checkpoint", "text_checkpoint", "model", "data", "corpus", "systems")
 """Fields of a configuration that may differ where an evaluation goes on: names of what has a fingerprint, and systems,
@@ -45,7 +46,9 @@ ABSENT = {"counterfactual": False, "not_rewritten": 0}
 class EvaluateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that an evaluation depends on."""
 
-    checkpoint: Annotated[str, Meta(description="Run or checkpoint that is measured.")]
+    checkpoint: Annotated[
+        str, Meta(description=f"Run or checkpoint that is measured; empty for the built-in {BUILTIN}.")
+    ] = ""
     data: Annotated[str, Meta(description="Questions: a file, or the built-in sample-heldout.")] = ""
     paper: Annotated[str, Meta(description="PDF of the CLaRa paper: ask the built-in questions about it.")] = ""
     text_checkpoint: Annotated[
@@ -58,7 +61,7 @@ class EvaluateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         bool,
         Meta(description="Have the documents say otherwise: another question's answer stands for the right one."),
     ] = False
-    out: Annotated[str, Meta(description="Folder of the evaluation; empty for one in the run's folder.")] = ""
+    out: Annotated[str, Meta(description="Folder of the evaluation; empty for one in the run's, or under runs/.")] = ""
     limit: Annotated[int, Meta(ge=0, description="Questions, drawn by the seed; 0 for all.")] = 0
     top_k: Annotated[int, Meta(ge=0, description="Documents that a system chooses; 0 for as many as in training.")] = 0
     corpus: Annotated[
@@ -96,9 +99,11 @@ def plan_of(options: EvaluateOptions) -> Plan:
         raise ClaraError(
             "--counterfactual rewrites documents of questions, and those of --paper have none: leave it out"
         )
-    checkpoint, problems = newest_checkpoint(Path(options.checkpoint).expanduser())
+    checkpoint, problems = newest_checkpoint(run_path(options.checkpoint))
     for problem in problems:
         print(f"skipped a damaged checkpoint: {problem}")
+    if not options.checkpoint:
+        print(builtin_line(checkpoint))
     trained = to_options(checkpoint.config, str(checkpoint.path))
     require_memory(checkpoint)
     text = text_checkpoint(options.text_checkpoint, checkpoint.manifest.base) if options.text_checkpoint else None
@@ -109,7 +114,8 @@ def plan_of(options: EvaluateOptions) -> Plan:
     others = others_of(options, questions) if "memory_shuffled" in systems else None
     systems = [name for name in systems if others is not None or name != "memory_shuffled"]
     session = session_of(checkpoint, options.model)
-    words = index_words(corpus, questions) if any(SYSTEMS[name].reads in WORDS for name in systems) else None
+    counts_words = any(SYSTEMS[name].reads in WORDS or SYSTEMS[name].fused for name in systems)
+    words = index_words(corpus, questions) if counts_words else None
     top_k = options.top_k or default_search(session).top_k
     reader = open_reader(text, session, options.model) if text else None
     bench = Bench(session, corpus, words, others or {}, top_k, options.max_tokens, text_session=reader)
@@ -195,8 +201,13 @@ def others_of(options: EvaluateOptions, questions: Sequence[Question]) -> dict[s
 
 
 def default_folder(checkpoint: Checkpoint, options: EvaluateOptions) -> Path:
-    """Return where the evaluation of a checkpoint on a file is kept: evaluations/FILE-STEP in the folder of its run."""
+    """Return where the evaluation of a checkpoint on a file is kept: evaluations/FILE-STEP in the folder of its run.
+
+    Of the built-in checkpoint, which nothing is written to, it is runs/evaluations/NAME-FILE-STEP.
+    """
     stem = Path(options.data or options.paper).stem + "-counterfactual" * options.counterfactual
+    if is_builtin(checkpoint.path):
+        return Path("runs") / "evaluations" / f"{BUILTIN}-{stem}-step-{checkpoint.manifest.step:06}"
     inside = checkpoint.path.parent
     run = inside.parent if inside.name == "checkpoints" else inside
     return run / "evaluations" / f"{stem}-step-{checkpoint.manifest.step:06}"
@@ -213,7 +224,7 @@ def config_of(
     memory, manifest = bench.session.config.memory, checkpoint.manifest
     settings = ("limit", "batch_size", "max_tokens", "seed", "paraphrases", "counterfactual")
     return {
-        "checkpoint": str(checkpoint.path),
+        "checkpoint": run_name(checkpoint.path),
         "parameters": manifest.files[PARAMS][:16],
         "step": manifest.step,
         "stage": manifest.stage,

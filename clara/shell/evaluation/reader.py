@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
+from clara.io.builtin import run_path
 from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint
 from clara.io.errors import ClaraError
 from clara.shell.setup import Session
@@ -16,7 +16,7 @@ def text_checkpoint(source: str, base: str) -> Checkpoint:
 
     Raises ClaraError for another base, and for a run that was trained on memory.
     """
-    checkpoint, problems = newest_checkpoint(Path(source).expanduser())
+    checkpoint, problems = newest_checkpoint(run_path(source))
     for problem in problems:
         print(f"skipped a damaged checkpoint: {problem}")
     if not reads_text(checkpoint):

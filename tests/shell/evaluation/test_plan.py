@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from evaluations import plan, refusal
 from folders import tiny_folder, write_choices, write_records
-from runs import text_run, tiny_run
+from runs import built_in, text_run, tiny_run
 
 from clara.io.corpus.passages import Passage, encode_record, passage_record
 from clara.io.errors import ClaraError
@@ -17,7 +17,9 @@ from clara.io.evaluation.formats import Question
 from clara.io.evaluation.labels import heading
 from clara.io.evaluation.systems import SYSTEMS
 from clara.shell.evaluation.plan import (
+    EvaluateOptions,
     drawn,
+    plan_of,
     require_same,
     systems_of,
     write_config,
@@ -40,6 +42,20 @@ def test_a_plan_holds_all_that_is_to_be_done(run: Path, data: Path) -> None:
     assert config["questions"] == 5 and config["format"] == "records" and config["systems"] == ALL
     assert json.loads(json.dumps(config)) == config
     assert any("5 questions in format records" in line for line in heading(config))
+
+
+def test_without_a_checkpoint_the_built_in_one_is_measured_outside_of_its_folder(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = built_in(base, tmp_path / "built-in", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    found = plan_of(EvaluateOptions(data=str(data)))
+    assert capsys.readouterr().out.startswith("note      no --checkpoint: small is taken")
+    assert found.out == Path("runs/evaluations/small-choices-step-000003")
+    assert found.config["checkpoint"] == "small" and not (tmp_path / "runs").exists()
+    for named in ("small", str(folder)):
+        assert plan(Path(named), data).config == found.config, "a name or a folder, it is the same"
+        assert "small is taken" not in capsys.readouterr().out
 
 
 def test_options_change_what_they_say(run: Path, data: Path, tmp_path: Path) -> None:

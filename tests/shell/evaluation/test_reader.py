@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from folders import tiny_folder
 from runs import text_run, tiny_run
+from tiny import assert_same
 
 from clara.io.checkpoint import newest_checkpoint
 from clara.io.errors import ClaraError
@@ -48,4 +49,4 @@ def test_the_base_is_shared_and_the_parameters_are_its_own(base: Path, tmp_path:
     session = session_of(memory)
     reader = open_reader(text, session, "")
     assert reader.base.module is session.base.module and reader.encoder.reads == "text"
-    assert reader.params is text.params
+    assert_same(reader.params, text.params)
