@@ -29,7 +29,7 @@ from clara.io.corpus.rawtext import Limits
 from clara.io.corpus.sources import ENDINGS, find_files
 from clara.io.errors import ClaraError
 from clara.io.files import staged_file
-from clara.io.records import Record, check_stage, iterate_records
+from clara.io.records import BUILTIN, Record, check_stage, iterate_records
 from clara.io.tokens import Tokenizer
 from clara.shell.arguments import flag, flag_form, new_layers, resolve
 from clara.shell.bounds import checked
@@ -126,8 +126,13 @@ def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> int:
 
 
 def is_corpus(source: str) -> bool:
-    """Return whether a name is that of JSON Lines, and not of a folder or document that has to be prepared."""
+    """Return whether a name is that of JSON Lines, and not of a folder or document that has to be prepared.
+
+    Raises ClaraError where there is nothing of that name.
+    """
     place = Path(os.path.expanduser(source))
+    if source not in BUILTIN and not place.exists():
+        raise ClaraError(f"{source}: does not exist; wanted a folder, a document, or a corpus as prepare writes it")
     return not (place.is_dir() or (place.is_file() and ENDINGS.get(place.suffix.lower(), "jsonl") != "jsonl"))
 
 

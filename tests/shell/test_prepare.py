@@ -54,10 +54,14 @@ def test_folders_and_documents_are_no_corpus_yet(name: str, papers: Path) -> Non
     assert not prepare.is_corpus(str(papers / name))
 
 
-@pytest.mark.parametrize("name", ["more/d.jsonl", "records.json", "absent.pdf", "sample"])
-def test_json_lines_and_what_is_not_there_are_read_as_a_corpus(
-    name: str, papers: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("name", ["absent.pdf", "absent/", "absent"])
+def test_what_is_not_there_is_neither_a_corpus_nor_a_folder(name: str, papers: Path) -> None:
+    with pytest.raises(ClaraError, match=f"{name}: does not exist; wanted a folder, a document, or a corpus"):
+        prepare.is_corpus(f"{papers}/{name}")
+
+
+@pytest.mark.parametrize("name", ["more/d.jsonl", "records.json", "sample"])
+def test_json_lines_are_read_as_a_corpus(name: str, papers: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(papers)
     (papers / "records.json").write_text('{"docs": ["A lamp."]}')
     assert prepare.is_corpus(name)
