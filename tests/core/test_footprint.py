@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
+from groups import Member
 from mlx.utils import tree_flatten
 from tiny import (
     HIDDEN,
@@ -128,6 +129,13 @@ class TestAgainstMeasuredPeaks:
         wide = tiny_base(vocab_size=8 * VOCABULARY)
         assert_near(measured(wide, config_of(0, chunk=16), 0, 4, 100))
 
+    @pytest.mark.parametrize("every", [0, 1])
+    def test_and_for_a_process_that_has_a_part_of_the_base(self, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(mx.distributed, "all_sum", lambda array, group: array)
+        base = tiny_base(num_hidden_layers=4)
+        base.module.shard(Member(1, 2))
+        assert_near(measured(base, config_of(every), every, 4, 100))
+
 
 def test_the_shapes_are_read_from_the_module() -> None:
     inputs, outputs = 64 + 64 + 64 + 96, 64 + 2 * 32 + 64 + 2 * 96 + 64
@@ -135,6 +143,17 @@ def test_the_shapes_are_read_from_the_module() -> None:
     assert shapes_of(tiny_module())[:5] == ((block, block), 4, HIDDEN, VOCABULARY, 4)
     assert shapes_of(tiny_module("qwen3")).blocks[0] == block._replace(norms=2)
     assert shapes_of(tiny_module("gemma2")).pairs == 2 * 4
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["float", "4bit"])
+def test_the_shapes_of_a_base_that_is_cut_are_those_of_a_part(quantized: bool) -> None:
+    whole, part = (tiny_module("qwen3", quantized, intermediate_size=128) for _ in range(2))
+    part.shard(Member(1, 2))
+    inputs, outputs = 64 + 32 + 64 + 64, (64 + 2 * 32 + 2 * 128) // 2 + 64 + 64
+    block = Block(inputs, outputs, inner=64, linears=7, norms=2)
+    found = shapes_of(part)
+    assert found[:5] == ((block, block), 2, HIDDEN, VOCABULARY, 4)
+    assert found.bytes < shapes_of(whole).bytes
 
 
 def test_layers_keep_their_sums_of_inputs_outputs_and_pairs() -> None:
