@@ -148,6 +148,8 @@ def measured(bench: Workbench, case: Case, matrix: float) -> Result:
     except (RuntimeError, MemoryError, ValueError) as error:
         said = next(iter(str(error).strip().splitlines()), type(error).__name__)
         failed = f"out of memory: {said}" if short_of_memory(error) else f"failed: {said}"
+        if bench.ranks.size > 1:  # the others wait for this one in this case: there is no going on
+            raise ClaraError(f"rank {bench.ranks.rank}, {case.path}: {failed}") from error
         result = Result(group=case.group, case=case.name, error=failed)
     gc.collect()
     mx.clear_cache()

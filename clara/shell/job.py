@@ -13,14 +13,14 @@ import numpy as np
 from mlx.utils import tree_flatten
 
 from clara.core.collate import CANDIDATE_MULTIPLE, Tokens
-from clara.core.config import CHOOSING
+from clara.core.config import CHOOSING, StepConfig
 from clara.core.footprint import Load, recomputed_layers, shapes_of, step_bytes
 from clara.core.optim import adamw
 from clara.core.packing import Packing, pack, pack_state, packing_of, unpack, unpack_state
 from clara.core.projection import whitening
 from clara.core.stages import joined, trained_leaves
 from clara.core.step import EvalStep, make_eval_step, make_train_step, make_update
-from clara.core.types import Params, TrainState
+from clara.core.types import Base, Optimizer, Params, TrainState
 from clara.core.widths import fit
 from clara.io import cpu
 from clara.io.checkpoint import Checkpoint, Manifest, save_checkpoint, versions
@@ -90,14 +90,11 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
     check_records([*records, *heldout], feed)
     trained, frozen = trained_leaves(session.config, session.params, options.data.reads == "memory")
     session, estimate = fitted(session, largest_load(options, feed, records, (trained, frozen), ranks))
-    for line in (*heading(options, session, trained, records, cpu.preload()), estimate, *cut_lines(ranks)):
+    for line in (*heading(options, session, trained, records, cpu.preload()), estimate, *cut_lines(options, ranks)):
         print(line, flush=True)
     optimizer = adamw(options.optimizer, options.steps)
-    packing = packing_of(trained)
-    packed = first(ranks, pack(packing, trained))
-    together = functools.partial(combined, ranks)
-    step = make_train_step(session.base, session.config, frozen, packing=packing, share=together)
-    update = make_update(step, optimizer)
+    update, packing, packed = packed_update(session.base, session.config, (trained, frozen), optimizer, ranks)
+    packed = first(ranks, packed)
     optimizer_state = packed_state(packing, checkpoint) if checkpoint else optimizer.init(packed)
     state = TrainState(packed, optimizer_state, mx.array(start))
     eval_step = make_eval_step(session.base, session.config, frozen, packing=packing)
@@ -106,6 +103,20 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
     return Job(
         options, session, folder, records, heldout, feed, data, start, state, packing, frozen, update, eval_step, ranks
     )
+
+
+def packed_update(
+    base: Base, config: StepConfig, params: tuple[Params, Params], optimizer: Optimizer, ranks: Ranks = ALONE
+) -> tuple[Update, Packing, dict[str, mx.array]]:
+    """Return (update, packing, vectors) of a stage: the step that ranks do together, on trained leaves as vectors.
+
+    params: trained and frozen ones.
+    """
+    trained, frozen = params
+    packing = packing_of(trained)
+    together = functools.partial(combined, ranks)
+    step = make_train_step(base, config, frozen, packing=packing, share=together)
+    return make_update(step, optimizer), packing, pack(packing, trained)
 
 
 def packed_state(packing: Packing, checkpoint: Checkpoint) -> dict[str, Any]:
@@ -118,8 +129,10 @@ def packed_state(packing: Packing, checkpoint: Checkpoint) -> dict[str, Any]:
         ) from error
 
 
-def cut_lines(ranks: Ranks) -> list[str]:
-    """Return the line that says that the base is cut over the ranks; nothing where it is not."""
+def cut_lines(options: Options, ranks: Ranks) -> list[str]:
+    """Return the line that says that the base is cut over the ranks, or why it is not where that is wanted."""
+    if options.compute.shard and not ranks.cut:
+        return ["note      shard changes nothing: there is one process; mlx.launch starts several"]
     return [f"shard     the base's blocks are cut over {ranks.size} ranks, which share each batch"] if ranks.cut else []
 
 
@@ -130,12 +143,24 @@ def read_data(options: Options) -> tuple[list[Record], list[Record]]:
     """
     data, source = options.data, heldout_of(options.data)
     pairs = [(data.data, data.seed), *([(source, data.seed + 1)] if source else [])]
-    sets = [with_candidates(read_records(name), data.candidates, seed) for name, seed in pairs]
-    if data.gold_only and options.stage not in CHOOSING:
-        sets = [golden(records) for records in sets]
+    sets = [taken(read_records(name), options, seed) for name, seed in pairs]
     for records in sets:
         check_stage(records, options.stage)
     return sets[0], sets[1] if source else []
+
+
+def taken(records: Sequence[Record], options: Options, seed: int) -> list[Record]:
+    """Return records with the documents that a stage takes of them: filled up, or those alone that hold the answer.
+
+    Raises ClaraError where `pretrain` would have others than a record's own.
+    """
+    data = options.data
+    if data.gold_only and options.stage not in CHOOSING:
+        return golden(records)
+    if options.stage == "pretrain" and data.candidates > 1:
+        check_stage(records, options.stage)
+        raise ClaraError(f"--candidates {data.candidates}: stage pretrain wants one document a record; leave it out")
+    return with_candidates(records, data.candidates, seed)
 
 
 def feed_of(options: Options, session: Session, records: Sequence[Record]) -> Feed:

@@ -126,11 +126,18 @@ def failed(ranks: Ranks, error: BaseException, heard: str) -> None:
 def join() -> Ranks:
     """Return the ranks that a launcher started; `ALONE` without one.
 
-    Raises ClaraError where they do not come together.
+    Raises ClaraError where they do not come together; SystemExit where rank 0 says what is wrong for all.
     """
-    if not any(name in os.environ for name in LAUNCHED) or launched_alone():
+    own = next((os.environ[name] for name in LAUNCHED if name in os.environ), None)
+    if own is None or launched_alone():
         return ALONE
-    limit = time_limit()
+    try:
+        limit = time_limit()
+    except ClaraError:
+        if own == "0":
+            raise
+        time.sleep(GIVEN)  # a launcher ends all as soon as one has ended, and rank 0 is to say it before
+        raise SystemExit(1) from None
     message = f"error: not all ranks had started after {limit:g} s ({LIMIT})"
     guard = subprocess.Popen(
         [sys.executable, "-S", "-E", "-c", GUARD, str(os.getpid()), str(limit), message],

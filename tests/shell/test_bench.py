@@ -10,11 +10,14 @@ import mlx.core as mx
 import msgspec
 import pytest
 from folders import tiny_folder
+from workbenches import tiny_bench
 
+from clara.io.errors import ClaraError
 from clara.shell import bench
 from clara.shell.bench import code_digest, main
 from clara.shell.benching.cases import Case
 from clara.shell.benching.timing import Work
+from clara.shell.ranks import Ranks
 
 QUICK = ("--size", "tiny", "--rows", "1", "--rounds", "1")
 
@@ -92,6 +95,11 @@ def test_a_case_that_fails_is_a_row_and_not_the_end(
     lines, document, _ = ran(capsys, status=status)
     assert [each["error"] for each in document["results"]] == ["", said, ""]
     assert [line for line in lines if line.startswith("step") and line.endswith(said)]
+
+
+def test_of_several_ranks_one_that_fails_ends_all_by_its_name() -> None:
+    with tiny_bench() as alone, pytest.raises(ClaraError, match=r"^rank 1, step/bad: out of memory: "):
+        bench.measured(alone._replace(ranks=Ranks(1, 2)), failing(MemoryError())[0], 0.0)
 
 
 def test_what_was_measured_before_ctrl_c_is_shown(

@@ -243,6 +243,27 @@ def test_reading_stages_take_the_documents_that_hold_the_answer_where_they_are_t
     ]
 
 
+@pytest.mark.parametrize(
+    ("docs", "how", "said"),
+    [
+        (2, {"gold_only": True, "candidates": 4}, "record r0: 2 documents, but no pos_index; gold_only wants to know"),
+        (2, {"candidates": 4}, "record r0: 2 documents; stage pretrain wants exactly one"),
+        (1, {"candidates": 4}, "--candidates 4: stage pretrain wants one document a record; leave it out"),
+    ],
+)
+def test_documents_that_are_counted_are_a_records_own(
+    docs: int, how: dict[str, Any], said: str, base: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "data.jsonl"
+    rows = [
+        {"id": f"r{i}", "docs": [f"Lamp {i} {j}." for j in range(docs)], "question": "q", "answer": "a"}
+        for i in range(4)
+    ]
+    path.write_text("\n".join(map(json.dumps, rows)))
+    with pytest.raises(ClaraError, match=f"^{said}"):
+        read_data(tiny_options(base, data={"data": str(path), "heldout": "", **how}))
+
+
 def pooled(base: Path, data: Path, pool: Path, **more: Any) -> Options:
     """Return options of a run that repeats the documents of a pool."""
     settings = {"data": str(data), "batch_size": 2, "max_tokens": 512, "autoencode_data": str(pool)}

@@ -272,6 +272,19 @@ def test_a_time_limit_that_is_none_is_refused(text: str, monkeypatch: pytest.Mon
         launching.time_limit()
 
 
+@pytest.mark.parametrize("name", launching.LAUNCHED)
+def test_a_time_limit_that_is_none_is_refused_by_rank_0_alone(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(launching, "GIVEN", 0.0)
+    monkeypatch.setenv(launching.LIMIT, "soon")
+    monkeypatch.setenv(name, "1")
+    with pytest.raises(SystemExit) as silent:
+        launching.join()
+    assert silent.value.code == 1
+    monkeypatch.setenv(name, "0")
+    with pytest.raises(ClaraError, match="CLARA_RANK_TIMEOUT=soon"):
+        launching.join()
+
+
 def test_a_signal_that_ends_processes_stops_several_ranks_as_ctrl_c_does(capsys: pytest.CaptureFixture[str]) -> None:
     before = signal.getsignal(signal.SIGTERM)
     ranks = ALONE._replace(watch=launching.watching.start(0, 1, {}, 60.0))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -12,15 +11,14 @@ from clara.core.compress import compress
 from clara.core.config import CHOOSING, OptimizerConfig, Stage, StepConfig
 from clara.core.flops import forward, stage_cost, total
 from clara.core.optim import adamw
-from clara.core.packing import pack, packing_of
 from clara.core.stages import trained_leaves
-from clara.core.step import make_train_step, make_update
 from clara.core.types import Base, Batch, Documents, Params, TrainState
 from clara.shell.benching.shapes import positions, stage_batch, start_params, step_config
 from clara.shell.benching.timing import Work
 from clara.shell.benching.workbench import Workbench
+from clara.shell.job import packed_update
 from clara.shell.loop import Update
-from clara.shell.ranks import ALONE, Ranks, share
+from clara.shell.ranks import ALONE, Ranks
 
 PORTION = 32
 """Documents that are compressed at a time where memories are only prepared."""
@@ -33,12 +31,8 @@ def make_job_update(
     base: Base, config: StepConfig, params: Params, compiled: bool, ranks: Ranks = ALONE
 ) -> tuple[Update, TrainState]:
     """Return (update, state) of a stage as `clara.shell.job` makes them, the state evaluated."""
-    trained, frozen = trained_leaves(config, params)
-    packing = packing_of(trained)
-    packed = pack(packing, trained)
     optimizer = adamw(OptimizerConfig(), total_steps=1000)
-    summed = partial(share, ranks)
-    update = make_update(make_train_step(base, config, frozen, packing=packing, share=summed), optimizer)
+    update, _, packed = packed_update(base, config, trained_leaves(config, params), optimizer, ranks)
     state = TrainState(packed, optimizer.init(packed), mx.array(0))
     mx.eval(state)
     return mx.compile(update) if compiled else update, state

@@ -16,18 +16,20 @@ from clara.shell.stores import checkpoint_for, session_of
 def map_sections(evaluations: Sequence[Evaluation], runs: Sequence[Run], count: int, data: str) -> list[Section]:
     """Return a map for each checkpoint, of the first `count` documents of data, or of what was evaluated with it.
 
-    Raises ClaraError where a checkpoint or its documents are not there, or there is no checkpoint at all.
+    Raises ClaraError, with nothing computed, where a checkpoint or its documents are not there, where one was trained
+    on text, or there is no checkpoint at all.
     """
     places = {each.facts.checkpoint: data or each.facts.corpus for each in evaluations}
     places |= {str(run.path): data or run_data(run) for run in runs if not any(is_of(run, path) for path in places)}
     places.pop("", None)
     if not places:
         raise ClaraError("--map: none of the folders names a checkpoint; give the folder of a training run too")
+    checkpoints = [checkpoint_for(Path(path), path) for path in places]
     texts = {own: first_texts(own, count) for own in dict.fromkeys(places.values())}
     sections = []
-    for i, (path, own) in enumerate(places.items(), 1):
+    for i, ((path, own), checkpoint) in enumerate(zip(places.items(), checkpoints, strict=True), 1):
         print(f"map       {len(texts[own]):,} documents of {own}, by {path}", flush=True)
-        session = session_of(checkpoint_for(Path(path), path))
+        session = session_of(checkpoint)
         sections.append(map_section(f"{path}: {own}", f"map-{i}", *mean_states(session, texts[own])))
     return sections
 

@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from evaluations import write_evaluation, write_run
 from folders import tiny_folder, tiny_options, write_records
-from runs import tiny_run
+from runs import text_run, tiny_run
 
 from clara.io.errors import ClaraError
 from clara.io.evaluation.evaluations import Run, read_evaluation, read_run
@@ -60,6 +60,18 @@ def test_without_a_checkpoint_there_is_nothing_to_map(run: Run, tmp_path: Path) 
     gone = msgspec.structs.replace(evaluation.facts, checkpoint=str(tmp_path / "gone"), corpus="sample")
     with pytest.raises(ClaraError, match="gone: no whole checkpoint found"):
         map_sections([evaluation._replace(facts=gone)], [], 3, "")
+
+
+def test_a_run_on_text_is_refused_before_any_map_is_made(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = {"data": run_data(run), "heldout": "", "reads": "text"}
+    base = tmp_path.joinpath(run.config["model"])
+    text = write_run(tmp_path / "text", **to_plain(tiny_options(base, data=data, loss={"alignment_weight": 0.0})))
+    text_run(base, text)
+    with pytest.raises(ClaraError, match=r"text/.*: was trained on text and has no memory; wanted a run of memory"):
+        map_sections([], [run, read_run(text)], 4, "")
+    assert capsys.readouterr().out == ""
 
 
 def test_held_out_data_comes_before_training_data(run: Run) -> None:
