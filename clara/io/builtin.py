@@ -14,13 +14,18 @@ def builtin_folder() -> Path:
     return Path(str(files("clara.io") / "data" / BUILTIN))
 
 
-def run_path(source: str = "") -> Path:
-    """Return the folder of the run or checkpoint that an option names; without a name that of the built-in one.
+def run_path(source: str) -> Path:
+    """Return the folder of the run or checkpoint that an option names.
 
     As with a base, a folder that has the built-in one's name comes before it.
     """
     path = Path(source).expanduser()
-    return builtin_folder() if not source or (source == BUILTIN and not path.is_dir()) else path
+    return builtin_folder() if source == BUILTIN and not path.is_dir() else path
+
+
+def run_or_builtin(source: str) -> Path:
+    """Return the folder of the run or checkpoint that an option names; of the built-in one where it names none."""
+    return run_path(source) if source else builtin_folder()
 
 
 def is_builtin(path: Path) -> bool:

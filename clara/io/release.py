@@ -77,8 +77,12 @@ def write_release(target: Path, checkpoint: Checkpoint) -> None:
 
 
 def require_replaceable(target: Path) -> None:
-    """Raise ClaraError where a path is anything but absent, an empty folder, or that of a released checkpoint."""
-    ours = {PARAMS, CONFIG, MANIFEST, CARD}
-    if step_of(target) < 0 and target.is_dir() and {path.name for path in target.iterdir()} <= ours:
+    """Raise ClaraError where a path is anything but absent, an empty folder, or that of a released checkpoint.
+
+    A card may stand there alone.
+    """
+    names = {path.name for path in target.iterdir()} if target.is_dir() else set()
+    whole = {PARAMS, CONFIG, MANIFEST}
+    if step_of(target.resolve()) < 0 and (names == {CARD} or whole <= names <= whole | {CARD}):
         return
     require_free(target)

@@ -46,8 +46,7 @@ from clara.io.tokens import encode_batch
 from clara.shell.command import guarded, one_line
 from clara.shell.launch import ranked, stoppable
 from clara.shell.memories import BATCH, EVERY, compress_tokens
-from clara.shell.prepare import PrepareOptions, is_corpus
-from clara.shell.prepare import prepare as write_corpus
+from clara.shell.prepare import PrepareOptions, corpus_of, is_corpus
 from clara.shell.progress import clock
 from clara.shell.ranks import ALONE, Ranks, exchanged, progressing, require_same, told
 from clara.shell.setup import Session
@@ -93,7 +92,7 @@ class Share(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit status: 0 done, 130 interrupted, 1 a message to the user."""
+    """Run the command; return its exit status: 0 done, 2 but for files left out, 130 interrupted, 1 a message."""
     said = "stopped at once; what was added before, if anything, is in the store"
     return guarded(lambda: ranked(lambda ranks: run(parser().parse_args(argv), ranks)), said)
 
@@ -104,19 +103,9 @@ def parser() -> argparse.ArgumentParser:
         prog=COMMAND, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = found.add_argument
-    add(
-        "corpus",
-        nargs="?",
-        metavar="CORPUS",
-        help="JSON Lines of passages, other data that train reads, a folder, or a document",
-    )
+    add("corpus", nargs="?", metavar="CORPUS", help="passages, data that train reads, a folder, or a document")
     add("--store", required=True, metavar="FOLDER", help="the store; it is made where it is not there")
-    add(
-        "--checkpoint",
-        default="",
-        metavar="RUN",
-        help=f"run that compresses [the store's copy; for a new one {BUILTIN}]",
-    )
+    add("--checkpoint", default="", metavar="RUN", help=f"what compresses [the store's copy; for a new one {BUILTIN}]")
     add("--model", default="", help="the base, where it is not the one that the checkpoint names")
     add("--batch-size", type=int, default=BATCH, metavar="N", help="passages compressed at a time [%(default)s]")
     add("--dtype", choices=("bfloat16", "float16"), help="memories of a new store; float16 ends at 65,504 [bfloat16]")
@@ -135,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> int:
     """Do what the arguments say; return the exit status. Raises ClaraError where they do not fit what is there."""
-    path, status = Path(arguments.store).expanduser(), 0
+    path = Path(arguments.store).expanduser()
     useless = [name for name in ("checkpoint", "model", "dtype", "bits") if getattr(arguments, name)]
     if useless and not arguments.corpus:
         raise ClaraError(f"--{useless[0]} is for compressing: give CORPUS too")
@@ -145,7 +134,17 @@ def run(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> int:
         with opened_store(path, readonly=True) as store:
             describe(store, arguments.list)
         return 0
-    work = prepare(arguments, path, ranks) if arguments.corpus else None
+    if not arguments.corpus:
+        return change(arguments, path, None, ranks)
+    checkpoint = checkpoint_of(arguments, path, ranks)
+    with corpus_of(arguments.corpus, PrepareOptions(checkpoint=str(checkpoint.path), model=arguments.model)) as made:
+        corpus, left_out = made
+        return change(arguments, path, prepare(arguments, checkpoint, corpus), ranks) or left_out
+
+
+def change(arguments: argparse.Namespace, path: Path, work: Work | None, ranks: Ranks) -> int:
+    """Do to a store what the arguments say, and describe it; return the exit status. work: where passages are added."""
+    status = 0
     if work:
         same = {"compressor": work.info.compressor, "passages": work.total}
         require_same(ranks, same, "all ranks want the same checkpoint and the same corpus")
@@ -170,24 +169,23 @@ def run(arguments: argparse.Namespace, ranks: Ranks = ALONE) -> int:
     return status
 
 
-def prepare(arguments: argparse.Namespace, path: Path, ranks: Ranks = ALONE) -> Work:
-    """Read and check all that a pass over a corpus needs. Raises ClaraError for whatever would stop it later."""
+def checkpoint_of(arguments: argparse.Namespace, path: Path, ranks: Ranks) -> Checkpoint:
+    """Return what compresses. Raises ClaraError for arguments that would stop the command later."""
     if arguments.batch_size < 1:
         raise ClaraError(f"--batch-size {arguments.batch_size}: wanted 1 or more")
-    checkpoint = checkpoint_for(path, arguments.checkpoint)
-    corpus = arguments.corpus
-    if not is_corpus(corpus):
-        if ranks.size > 1:
-            raise ClaraError(
-                f"{corpus}: several processes want JSON Lines: python -m clara.shell.prepare makes them of it"
-            )
-        corpus = str(path.with_name(f"{path.name}.passages.jsonl"))
-        how = PrepareOptions(checkpoint=str(checkpoint.path), model=arguments.model)
-        write_corpus([arguments.corpus], Path(corpus), how)
+    if not is_corpus(arguments.corpus) and ranks.size > 1:
+        raise ClaraError(
+            f"{arguments.corpus}: several processes want JSON Lines: python -m clara.shell.prepare makes them of it"
+        )
+    return checkpoint_for(path, arguments.checkpoint)
+
+
+def prepare(arguments: argparse.Namespace, checkpoint: Checkpoint, corpus: str) -> Work:
+    """Read and check all that a pass over a corpus needs. Raises ClaraError for whatever would stop it later."""
     total = sum(1 for _ in read_passages(corpus))
     if not total:
         raise ClaraError(f"{corpus}: no passages; wanted JSON Lines with docs, as prepare writes them")
-    print(f"corpus    {total:,} passages in {corpus}", flush=True)
+    print(f"corpus    {total:,} passages of {one_line(arguments.corpus)}", flush=True)
     session = session_of(checkpoint, arguments.model)
     model = arguments.model or str(checkpoint.config["model"])
     return Work(session, checkpoint, corpus, info_of(session, model, arguments.dtype, arguments.bits, total), total)

@@ -12,8 +12,10 @@ import argparse
 import functools
 import os
 import sys
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -70,7 +72,7 @@ class PrepareOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 2 done but for what was left out, 1 a message to the user."""
     return guarded(
-        lambda: prepare(*read_arguments(argv)),
+        lambda: run(*read_arguments(argv)),
         "stopped; nothing was written. Questions made so far are kept: run the same command again",
     )
 
@@ -96,8 +98,18 @@ def read_arguments(argv: Sequence[str] | None) -> tuple[list[str], Path, Prepare
     return sources, out, checked(unflatten(found), PrepareOptions)
 
 
-def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> int:
-    """Write the corpus and print what there was; return the exit status. Raises ClaraError where nothing is written."""
+def run(sources: Sequence[str], out: Path, options: PrepareOptions) -> int:
+    """Write the corpus and say so; return the exit status."""
+    status, written = write_corpus(sources, out, options)
+    print(f"written    {out}, {written:,} records")
+    return status
+
+
+def write_corpus(sources: Sequence[str], out: Path, options: PrepareOptions) -> tuple[int, int]:
+    """Write the corpus and print what there was; return (exit status, records written).
+
+    Raises ClaraError where nothing is written.
+    """
     if out.is_dir() or not out.parent.is_dir():
         what = "is a folder" if out.is_dir() else "its folder does not exist"
         raise ClaraError(f"{out}: {what}; wanted the name of a file to write")
@@ -121,8 +133,7 @@ def prepare(sources: Sequence[str], out: Path, options: PrepareOptions) -> int:
             raise ClaraError("no passage in any of the sources; nothing was written")
         read_back(beside, written, options)
     print("\n".join(summary(tally, max_tokens, model)))
-    print(f"written    {out}, {written:,} records")
-    return 2 if tally.counts["skipped"] or tally.counts["left_out"] else 0
+    return 2 if tally.counts["skipped"] or tally.counts["left_out"] else 0, written
 
 
 def is_corpus(source: str) -> bool:
@@ -134,6 +145,20 @@ def is_corpus(source: str) -> bool:
     if source not in BUILTIN and not place.exists():
         raise ClaraError(f"{source}: does not exist; wanted a folder, a document, or a corpus as prepare writes it")
     return not (place.is_dir() or (place.is_file() and ENDINGS.get(place.suffix.lower(), "jsonl") != "jsonl"))
+
+
+@contextmanager
+def corpus_of(source: str, options: PrepareOptions) -> Iterator[tuple[str, int]]:
+    """Yield (JSON Lines of passages, exit status) of a corpus, or of what is prepared for as long as the block lasts.
+
+    Raises ClaraError where there is nothing of that name.
+    """
+    if is_corpus(source):
+        yield source, 0
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "passages.jsonl"
+        yield str(out), write_corpus([source], out, options)[0]
 
 
 def files_without(files: Sequence[Path], out: Path, sources: Sequence[str]) -> list[Path]:

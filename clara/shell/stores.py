@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 
-from clara.io.builtin import BUILTIN, run_path
+from clara.io.builtin import BUILTIN, run_or_builtin
 from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint, save_checkpoint
 from clara.io.errors import ClaraError
 from clara.io.memories import compressor_fingerprint
@@ -25,7 +25,7 @@ def checkpoint_for(path: Path, source: str = "") -> Checkpoint:
     """
     stored = not source and (path / DATABASE).is_file()
     try:
-        checkpoint, problems = newest_checkpoint(path / CHECKPOINT if stored else run_path(source))
+        checkpoint, problems = newest_checkpoint(path / CHECKPOINT if stored else run_or_builtin(source))
     except ClaraError as error:
         advice = "--checkpoint RUN names the run that made the store" if stored else "wanted a run or a checkpoint"
         raise ClaraError(f"{error}; {advice}") from error

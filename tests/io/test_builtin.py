@@ -21,21 +21,18 @@ MOST = 32_000_000
 """Bytes that the checkpoint in the package may have."""
 
 
-@pytest.mark.parametrize("source", ["", BUILTIN])
-def test_the_name_and_no_name_mean_the_one_in_the_package(
-    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_name_means_the_one_in_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert run_path(source) == builtin_folder()
+    assert run_path(BUILTIN) == builtin_folder()
 
 
 def test_a_folder_of_that_name_comes_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / BUILTIN).mkdir()
-    assert run_path(BUILTIN) == Path(BUILTIN) and run_path() == builtin_folder()
+    assert run_path(BUILTIN) == Path(BUILTIN)
 
 
-@pytest.mark.parametrize("source", [f"./{BUILTIN}", f"runs/{BUILTIN}", "run"])
+@pytest.mark.parametrize("source", ["", f"./{BUILTIN}", f"runs/{BUILTIN}", "run"])
 def test_any_other_name_is_a_folder(source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_path(source) == Path(source)

@@ -114,8 +114,18 @@ def test_nothing_else_gives_way(target: str, tmp_path: Path) -> None:
     assert load_checkpoint(tmp_path / "run" / "checkpoints" / "step-000003").optimizer_state != {}
 
 
-def test_a_stores_copy_does_not_give_way(tmp_path: Path) -> None:
+def test_a_stores_copy_does_not_give_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     manifest = Manifest(step=3, stage="pretrain", base="b", data="d", seed=0, versions={})
     copy = save_checkpoint(tmp_path, PARAMETERS, {}, EXTRAS, OPTIONS, manifest)
+    monkeypatch.chdir(copy)
+    for target in (copy, Path(".")):
+        with pytest.raises(ClaraError, match="holds something already"):
+            require_replaceable(target)
+
+
+@pytest.mark.parametrize("names", [[CONFIG], [CONFIG, CARD], [PARAMS, CONFIG]])
+def test_a_part_of_a_checkpoint_does_not_give_way(names: list[str], tmp_path: Path) -> None:
+    for name in names:
+        (tmp_path / name).write_text("mine")
     with pytest.raises(ClaraError, match="holds something already"):
-        require_replaceable(copy)
+        require_replaceable(tmp_path)

@@ -101,7 +101,7 @@ def test_a_corpus_becomes_a_store_that_needs_nothing_else(run: Path, command: Ru
         corpus(tmp_path / "c.jsonl", range(30)), "--checkpoint", moved, "--store", tmp_path / "s"
     )
     assert (status, err) == (0, "")
-    assert re.search(r"corpus    30 passages in .*c\.jsonl\n", out)
+    assert re.search(r"corpus    30 passages of .*c\.jsonl\n", out)
     assert re.search(r"added     30 passages in 0:0\d, 5 of them cut to 32 tokens\n", out)
     assert re.search(r"store     30 passages of 3 sources, 0\.\d MB, in ", out)
     assert "memory    4 vectors of 32 numbers for each, bfloat16" in out
@@ -285,7 +285,8 @@ def test_a_folder_of_documents_is_prepared_first(run: Path, command: Run, tmp_pa
         (tmp_path / "papers" / f"lamp{number}.md").write_text(f"# Lamp {number}\n\nLamp {number} burns red.\n")
     argv = (tmp_path / "papers", "--checkpoint", run, "--store", tmp_path / "s")
     status, out, _ = command(*argv)
-    assert status == 0 and f"corpus    3 passages in {tmp_path / 's.passages.jsonl'}" in out
+    assert status == 0 and f"corpus    3 passages of {tmp_path / 'papers'}" in out
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_file()) == [], "nothing is left beside the store"
     with opened_store(tmp_path / "s", readonly=True) as store:
         assert [Path(name).name for name, _ in sources(store)] == [f"lamp{number}.md" for number in range(3)]
     (tmp_path / "papers" / "lamp3.txt").write_text("Lamp 3 burns blue.")
@@ -295,10 +296,23 @@ def test_a_folder_of_documents_is_prepared_first(run: Path, command: Run, tmp_pa
     assert status == 0 and "added     1 passages" in out, "one document"
 
 
+def test_what_is_left_out_of_a_folder_is_named_and_tells_in_the_status(
+    run: Path, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "lamp.md").write_text("# Lamp\n\nLamp 1 burns red.\n")
+    (tmp_path / "papers" / "broken.pdf").write_bytes(b"%PDF-1.4 nothing")
+    status, out, err = command(tmp_path / "papers", "--checkpoint", run, "--store", tmp_path / "new" / "deep")
+    assert status == 2 and "added     1 passages" in out and "broken.pdf" in err
+    monkeypatch.chdir(tmp_path / "new")
+    status, out, _ = command(tmp_path / "papers" / "lamp.md", "--store", "deep")
+    assert status == 0 and "1 were there" in out
+
+
 def test_several_processes_want_a_corpus_that_was_prepared(run: Path, tmp_path: Path) -> None:
     arguments = compress.parser().parse_args([str(tmp_path), "--checkpoint", str(run), "--store", "s"])
     with pytest.raises(ClaraError, match="several processes want JSON Lines: python -m"):
-        compress.prepare(arguments, tmp_path / "s", ALONE._replace(size=2))
+        compress.run(arguments, ALONE._replace(size=2))
 
 
 def refused(command: Run, *argv: str | Path) -> str:

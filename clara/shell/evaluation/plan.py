@@ -13,7 +13,7 @@ import numpy as np
 from msgspec import Meta, Struct
 
 from clara.io.base import load_base_tokenizer
-from clara.io.builtin import BUILTIN, is_builtin, run_name, run_path
+from clara.io.builtin import BUILTIN, is_builtin, run_name, run_or_builtin
 from clara.io.checkpoint import PARAMS, Checkpoint, newest_checkpoint, versions
 from clara.io.corpus.cutting import cut
 from clara.io.corpus.passages import read_passages
@@ -99,7 +99,7 @@ def plan_of(options: EvaluateOptions) -> Plan:
         raise ClaraError(
             "--counterfactual rewrites documents of questions, and those of --paper have none: leave it out"
         )
-    checkpoint, problems = newest_checkpoint(run_path(options.checkpoint))
+    checkpoint, problems = newest_checkpoint(run_or_builtin(options.checkpoint))
     for problem in problems:
         print(f"skipped a damaged checkpoint: {problem}")
     if not options.checkpoint:
