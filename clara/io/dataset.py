@@ -147,7 +147,7 @@ def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float
 
     Where the feed has a pool, an example that is to repeat a document, or to fill in its sentences, has one of the pool
     in its record's place, drawn from those whose length comes nearest, so that batches of one length stay so. A
-    document without a sentence to fill in leaves its record's own task. progress: the part of the run done.
+    document without a sentence to fill in leaves the step its own record. progress: the part of the run done.
     """
     config, pool = feed.config, feed.pool
     if feed.stage != "pretrain":
@@ -162,10 +162,10 @@ def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float
         for record, draw, place in zip(records, draws, places, strict=True)
     ]
     found = list[tuple[Record, str]]()
-    for record, draw, seed in zip(taken, draws, seeds, strict=True):
+    for own, record, draw, seed in zip(records, taken, draws, seeds, strict=True):
         task = choose_task(record, config, draw, progress)
         asked = cloze_record(feed.encoder, record, seed) if task == "cloze" else None
-        found.append((record, record.data_type) if task == "cloze" and asked is None else (asked or record, task))
+        found.append((own, own.data_type) if task == "cloze" and asked is None else (asked or record, task))
     return found
 
 

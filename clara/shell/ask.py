@@ -62,7 +62,11 @@ def parser() -> argparse.ArgumentParser:
     add("--candidates", type=int, metavar="N", help="candidates that the reasoner chooses among [20]")
     add("--top-k", type=int, metavar="K", help="passages that answer [as trained; 1 after pretrain alone]")
     add("--rerank", action=argparse.BooleanOptionalAction, help="let the reasoner choose [where one was trained]")
-    add("--fuse", action=argparse.BooleanOptionalAction, help="let the words count as much as the reasoner [yes]")
+    add(
+        "--fuse",
+        action=argparse.BooleanOptionalAction,
+        help="let words count as much as the reasoner, where it chooses [yes]",
+    )
     add("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="longest answer [%(default)s]")
     add("--temperature", type=float, default=0.0, metavar="X", help="of sampling; 0 = greedy [%(default)s]")
     add("--text", action="store_true", help="let the base answer from the passages' text instead, for comparison")
@@ -127,6 +131,8 @@ def search_of(session: Session, passages: int, arguments: argparse.Namespace) ->
     how = default_search(session)._replace(**given)
     if not has_reasoner(session) and (how.rerank or how.first_stage != "bm25"):
         print("note: no reasoner was trained; the compressor reads the question in its place", file=sys.stderr)
+    if arguments.fuse is not None and not how.rerank:
+        print("note: --fuse and --no-fuse change nothing without --rerank", file=sys.stderr)
     return how._replace(candidates=min(max(how.candidates, how.top_k), passages))
 
 

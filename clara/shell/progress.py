@@ -43,6 +43,8 @@ def idle_lines(options: Options) -> list[str]:
         notes.append(f"autoencode_data is not read: stage {options.stage} repeats no documents")
     elif data.autoencode_data and not (data.autoencode_share or data.cloze_share):
         notes.append("autoencode_data is not read: autoencode_share and cloze_share are 0")
+    if data.cloze_share and options.stage != "pretrain":
+        notes.append(f"cloze_share changes nothing: stage {options.stage} fills in no sentences")
     if options.retrieval.in_batch_negatives and not options.loss.contrastive_weight:
         notes.append("in_batch_negatives changes nothing: contrastive_weight is 0")
     return [f"note      {note}" for note in notes]

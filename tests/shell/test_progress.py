@@ -107,6 +107,10 @@ def test_an_evaluation_of_a_choosing_stage_tells_how_candidates_rank_and_how_ans
             ["autoencode_data is not read: stage instruct repeats no documents"],
         ),
         (
+            {"stage": "instruct", "data": {"cloze_share": 0.5}},
+            ["cloze_share changes nothing: stage instruct fills in no sentences"],
+        ),
+        (
             {"stage": "end_to_end", "loss": {"alignment_weight": 0}, "retrieval": {"in_batch_negatives": True}},
             ["in_batch_negatives changes nothing: contrastive_weight is 0"],
         ),
