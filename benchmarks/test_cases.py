@@ -7,8 +7,9 @@ from typing import Any
 import mlx.core as mx
 import pytest
 
+from clara.io.errors import short_of_memory
 from clara.shell.benching.cases import Case
-from clara.shell.benching.timing import short_of_memory, summarise, timed
+from clara.shell.benching.timing import summarise, timed
 from clara.shell.benching.workbench import Workbench
 
 
