@@ -80,7 +80,7 @@ def test_the_device_waits_for_data_that_come_late(data: str, monkeypatch: pytest
         called(work)
         facts = work.facts(1.0)
         assert facts["seconds_ready"] > 0 and 0.2 < facts["waited_share"] < 1
-        assert facts["idle_share"] == pytest.approx(facts["waited_share"], abs=0.4)
+        assert 1 > facts["idle_share"] >= 1 - facts["seconds_ready"] / 0.8, "the data alone take 0.8 s"
 
 
 def test_the_device_hardly_waits_where_the_batches_are_there(data: str, monkeypatch: pytest.MonkeyPatch) -> None:
