@@ -87,8 +87,13 @@ def adapted_linears(module: nn.Module) -> dict[str, tuple[int, int]]:
 
 def linear_shape(linear: nn.Module) -> tuple[int, int]:
     """Return (in, out) of a linear layer, the whole of one that is cut, or (D, V) of an embedding; quantised or not."""
+    return whole_shape(linear, own_shape(linear))
+
+
+def own_shape(linear: nn.Module) -> tuple[int, int]:
+    """Return `linear_shape`, but of a layer that is cut over processes that of this one's part."""
     out, columns = linear.weight.shape
-    return whole_shape(linear, (columns * 32 // linear.bits if hasattr(linear, "bits") else columns, out))
+    return (columns * 32 // linear.bits if hasattr(linear, "bits") else columns), out
 
 
 def share(node: Any, substitutes: Mapping[str, nn.Module], path: str = "") -> Any:

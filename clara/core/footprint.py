@@ -14,10 +14,10 @@ from typing import NamedTuple, cast
 import mlx.core as mx
 import mlx.nn as nn
 
-from clara.core.bind import anatomy, part_of, siblings
+from clara.core.bind import anatomy, own_shape, part_of, siblings
 from clara.core.config import StepConfig
 from clara.core.measure import measure_base
-from clara.core.shard import CUT, CUT_INPUTS, CUT_OUTPUTS
+from clara.core.shard import CUT
 from clara.core.types import Adapter
 
 FLOAT32 = 4
@@ -92,20 +92,12 @@ def shapes_of(module: nn.Module) -> Shapes:
     heads //= max((part.group.size() for part in module.modules() if isinstance(part, CUT)), default=1)
     capped = bool(getattr(args, "attn_logit_softcapping", None))
     own: list[dict[str, tuple[int, int]]] = [{} for _ in range(size.layers)]
-    for path, shape in size.linears.items():
-        here = own_shape(part_of(module, path), shape)
-        own[int(path.removeprefix(f"{parts.layers}.").partition(".")[0])][path] = here
-    blocks = [block_of(one, layer) for one, layer in zip(own, part_of(module, parts.layers), strict=True)]
+    for path in size.linears:
+        layer = int(path.removeprefix(f"{parts.layers}.").partition(".")[0])
+        own[layer][path] = own_shape(part_of(module, path))
+    blocks = [block_of(one, block) for one, block in zip(own, part_of(module, parts.layers), strict=True)]
     width = part_of(module, parts.embedding)(mx.array([0])).dtype.size
     return Shapes(tuple(blocks), heads * (1 + capped), size.hidden, size.vocabulary, width, size.bytes)
-
-
-def own_shape(linear: nn.Module, shape: tuple[int, int]) -> tuple[int, int]:
-    """Return (in, out) of this process's part of a linear layer, whose whole has `shape`."""
-    size_in, size_out = shape
-    if isinstance(linear, CUT_OUTPUTS):
-        return size_in, size_out // linear.group.size()
-    return (size_in // linear.group.size(), size_out) if isinstance(linear, CUT_INPUTS) else shape
 
 
 def block_of(linears: dict[str, tuple[int, int]], layer: nn.Module) -> Block:

@@ -111,11 +111,7 @@ def numbers(run: Path) -> dict[str, list[float]]:
 
 
 def test_several_ranks_give_the_numbers_of_one_whatever_ends_them_on_the_way(tmp_path: Path) -> None:
-    base, data = tiny_folder(tmp_path / "base"), write_records(tmp_path / "data.jsonl", range(24))
-    heldout = write_records(tmp_path / "heldout.jsonl", range(30, 49))
-    (tmp_path / "settings.toml").write_text(SETTINGS)
-    fixed = ["--config", str(tmp_path / "settings.toml"), "--model", str(base)]
-    fixed += ["--data", str(data), "--heldout", str(heldout)]
+    fixed = inputs(tmp_path, 49)
     status, out = main_here(train, *fixed, "--run", str(tmp_path / "one"))
     assert status == 0, out
     run = tmp_path / "several"
@@ -141,12 +137,25 @@ def test_several_ranks_give_the_numbers_of_one_whatever_ends_them_on_the_way(tmp
 
     status, out = main_here(train, "--resume", str(run))
     assert status == 0, out
+    assert_same_runs(run, tmp_path / "one", 10)
+
+
+def inputs(folder: Path, heldout: int) -> list[str]:
+    """Return the options of settings, base, data and records 30 to `heldout` held out, all made in a folder."""
+    base, data = tiny_folder(folder / "base"), write_records(folder / "data.jsonl", range(24))
+    (folder / "settings.toml").write_text(SETTINGS)
+    fixed = ["--config", str(folder / "settings.toml"), "--model", str(base)]
+    return [*fixed, "--data", str(data), "--heldout", str(write_records(folder / "heldout.jsonl", range(30, heldout)))]
+
+
+def assert_same_runs(run: Path, other: Path, steps: int) -> None:
+    """Assert that each stage of two runs has the numbers of as many steps, and the same parameters in the end."""
     for stage in STAGES:
-        found, wanted = numbers(run / stage), numbers(tmp_path / "one" / stage)
-        assert found.keys() == wanted.keys() and found["step"] == list(range(1, 11))
+        found, wanted = numbers(run / stage), numbers(other / stage)
+        assert found.keys() == wanted.keys() and found["step"] == list(range(1, steps + 1))
         for name, values in wanted.items():
             assert found[name] == pytest.approx(values, abs=1e-5, rel=1e-5), f"{stage}, {name}"
-        assert_same_parameters(run / stage, tmp_path / "one" / stage)
+        assert_same_parameters(run / stage, other / stage)
 
 
 def assert_same_parameters(run: Path, other: Path) -> None:
@@ -158,11 +167,7 @@ def assert_same_parameters(run: Path, other: Path) -> None:
 
 
 def test_a_base_that_is_cut_over_ranks_gives_the_numbers_of_one_process(tmp_path: Path) -> None:
-    base, data = tiny_folder(tmp_path / "base"), write_records(tmp_path / "data.jsonl", range(24))
-    heldout = write_records(tmp_path / "heldout.jsonl", range(30, 40))
-    (tmp_path / "settings.toml").write_text(SETTINGS)
-    fixed = ["--config", str(tmp_path / "settings.toml"), "--model", str(base)]
-    fixed += ["--data", str(data), "--heldout", str(heldout)]
+    fixed = inputs(tmp_path, 40)
     fixed += ["--steps=3", "--batch-size=7", "--accumulate=2", "--eval-every=0", "--pretrain.eval-generate=0"]
     fixed += ["--end_to_end.eval-generate=1", "--end_to_end.show=1"]
     fixed += ["--eps=1e-5"]  # a gradient that is all rounding moves nothing
@@ -173,12 +178,7 @@ def test_a_base_that_is_cut_over_ranks_gives_the_numbers_of_one_process(tmp_path
     first, second = ended(launch(2, tmp_path, "-m", "clara.shell.train", *fixed, "--run", str(cut), "--shard"))
     assert (first.status, second) == (0, Ended(0, "", "")), (first, second)
     assert "shard     the base's blocks are cut over 2 ranks, which share each batch" in first.out
-    for stage in STAGES:
-        found, wanted = numbers(cut / stage), numbers(one / stage)
-        assert found.keys() == wanted.keys() and found["step"] == [1, 2, 3]
-        for name, values in wanted.items():
-            assert found[name] == pytest.approx(values, abs=1e-5, rel=1e-5), f"{stage}, {name}"
-        assert_same_parameters(cut / stage, one / stage)
+    assert_same_runs(cut, one, 3)
 
     earlier = cut / "pretrain" / "checkpoints" / "step-000002"
     status, out = main_here(train, "--resume", str(earlier), "--no-shard")
