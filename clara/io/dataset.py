@@ -51,6 +51,9 @@ class StepBatch(NamedTuple):
     """Real tokens in it, documents and decoder rows together, padding not counted."""
 
 
+TURN = 40
+"""Characters that a turn of a conversation has besides question and answer, about."""
+
 NEAR = 256
 """Documents of a pool, of nearly one length, that one of them is drawn from."""
 
@@ -132,7 +135,7 @@ def planned(
     """Yield (step, epoch, its records) of steps start ≤ step < total_steps."""
     config = feed.config
     size = min(config.batch_size, len(records))
-    lengths = [sum(map(len, record.docs)) for record in records]
+    lengths = [longest_row(record, feed) for record in records]
     per_epoch = len(epoch_plan(lengths, size, config.seed, 0))
     plan: list[list[int]] = []
     for step in range(start, total_steps):
@@ -146,8 +149,9 @@ def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float
     """Return the record and the task of each example of a step, by (seed, step, place); records: of its whole batch.
 
     Where the feed has a pool, an example that is to repeat a document, or to fill in its sentences, has one of the pool
-    in its record's place, drawn from those whose length comes nearest, so that batches of one length stay so. A
-    document without a sentence to fill in leaves the step its own record. progress: the part of the run done.
+    in its record's place, drawn from those that are about as long as the longer of the record's rows, so that batches
+    of one length stay so. A document without a sentence to fill in leaves the step its own record. progress: the part
+    of the run done.
     """
     config, pool = feed.config, feed.pool
     if feed.stage != "pretrain":
@@ -158,7 +162,7 @@ def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float
     share = autoencode_share(config, progress)
     share = share + config.cloze_share * (1 - share) if pool else 0.0
     taken = [
-        nearest(pool, record, place) if draw < share else record
+        nearest(pool, longest_row(record, feed), place) if draw < share else record
         for record, draw, place in zip(records, draws, places, strict=True)
     ]
     found = list[tuple[Record, str]]()
@@ -184,13 +188,21 @@ def cloze_record(encoder: Encoder, record: Record, seed: int) -> Record | None:
     return asked if len(whole.tokens) <= encoder.max_tokens else None
 
 
-def nearest(pool: Sequence[Record], record: Record, place: float) -> Record:
-    """Return one of the documents of a pool, shortest first, whose length comes nearest to that of the record's.
+def longest_row(record: Record, feed: Feed) -> int:
+    """Return about how long the longer of a record's rows is, in characters: its documents or its decoder row."""
+    documents = sum(map(len, record.docs))
+    asked = sum(map(len, [*record.questions, *record.replies])) + TURN * len(record.questions)
+    if feed.stage != "pretrain":
+        return documents
+    return documents + asked if feed.encoder.reads == "text" else max(documents, asked)
+
+
+def nearest(pool: Sequence[Record], size: int, place: float) -> Record:
+    """Return one of the documents of a pool, shortest first, whose length comes nearest to `size` characters.
 
     place in [0, 1) draws among `NEAR` of them; fewer where the pool has fewer.
     """
     count = min(NEAR, len(pool))
-    size = max(map(len, record.docs))
     middle = bisect.bisect_left(pool, size, key=lambda each: len(each.docs[0]))
     first = min(max(middle - count // 2, 0), len(pool) - count)
     return pool[first + int(place * count)]

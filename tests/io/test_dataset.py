@@ -31,6 +31,8 @@ from clara.io.dataset import (
     distinct_documents,
     epoch_plan,
     evaluation_batches,
+    longest_row,
+    planned,
     step_tasks,
     training_batches,
 )
@@ -282,6 +284,34 @@ def test_a_document_to_repeat_comes_from_the_pool(encoder: Encoder, records: lis
             assert (record in pool) is (task == "autoencode") and (record in pool or record is own)
             taken += record.docs if task == "autoencode" else []
     assert 20 < len(taken) < 60 and len(set(taken)) > 15, "drawn from all of it"
+
+
+def test_a_batch_holds_records_whose_longer_rows_are_alike(encoder: Encoder, pool: list[Record]) -> None:
+    long = ["w" * 300]
+    records = [
+        Record(id=f"{kind}{i}", docs=docs, question="What is it?", answer=answer)
+        for i in range(8)
+        for kind, docs, answer in (
+            ("document", long, "A lamp."),
+            ("answer", ["It is red."], "w" * 300),
+            ("neither", ["It is red."], "A lamp."),
+        )
+    ]
+    feed = Feed(encoder._replace(doc_max_tokens=400, max_tokens=900), DataConfig(batch_size=8))
+    for _, _, chosen in planned(records, feed, 3):
+        short = {longest_row(record, feed) < 100 for record in chosen}
+        assert len(short) == 1, [record.id for record in chosen]
+    text, chosen = (feed._replace(encoder=encoder._replace(reads="text")), feed._replace(stage="end_to_end"))
+    rows = [longest_row(records[0], each) for each in (feed, text, chosen)]
+    assert rows[0] == rows[2] == 300 and rows[1] > 300, "text is read in one row; candidates lead where they are chosen"
+
+
+def test_a_repeated_document_is_as_long_as_the_longer_row(encoder: Encoder) -> None:
+    documents = document_records([Record(id=f"p{i}", docs=["w" * 4 * i]) for i in range(1, 1000)])
+    feed = Feed(encoder, changed(MIXED, autoencode_share=1.0, autoencode_until=1.0), pool=documents)
+    record = Record(docs=["It is red."], question="What?", answer="w" * 2000)
+    taken = [each.docs[0] for step in range(20) for each, _ in step_tasks([record] * 4, feed, step, 0.0)]
+    assert min(map(len, taken)) > 1400 and max(map(len, taken)) < 2700
 
 
 def test_a_pools_documents_depend_on_seed_step_and_place(
