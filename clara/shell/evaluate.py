@@ -96,15 +96,19 @@ def evaluate(plan: Plan) -> int:
     return 0
 
 
+def served(plan: Plan, name: str) -> list[Question]:
+    """Return the questions that a system answers."""
+    return [each for each in plan.questions if serves(name, each, plan.bench.corpus)]
+
+
 def compressed(plan: Plan) -> Bench:
-    """Return the bench with every document compressed that some system reads as memory."""
-    texts = [
-        text
-        for name in plan.systems
-        for text in read_by(
-            plan.bench, name, [each for each in plan.questions if serves(name, each, plan.bench.corpus)]
-        )
-    ]
+    """Return the bench with every document compressed that some system reads as memory which is not done yet."""
+    texts: list[str] = []
+    for name in plan.systems:
+        found = {each.id for each in read_predictions(predictions_path(plan.out, name))}
+        questions = served(plan, name)
+        if any(each.id not in found for each in questions):
+            texts += read_by(plan.bench, name, questions)
     if not texts:
         return plan.bench
     root = Path(plan.options.memories or plan.out / "memories").expanduser()
@@ -118,7 +122,7 @@ def run_system(plan: Plan, bench: Bench, name: str, interrupted: Callable[[], bo
     system runs its predictions stand in the order of batches, then in that of the questions. The first batch is also
     answered once before, so that no time holds what is done once.
     """
-    questions = [each for each in plan.questions if serves(name, each, bench.corpus)]
+    questions = served(plan, name)
     path = predictions_path(plan.out, name)
     found = {each.id: each for each in read_predictions(path)}
     batches = batches_of(bench, name, questions, plan.options.batch_size)
@@ -200,7 +204,7 @@ def finish(plan: Plan) -> None:
     predictions: dict[str, list[Prediction]] = {}
     for name in plan.config["systems"]:
         answers = read_predictions(predictions_path(plan.out, name))
-        if len(answers) == sum(serves(name, each, plan.bench.corpus) for each in plan.questions):
+        if len(answers) == len(served(plan, name)):
             predictions[name] = answers
     scores = scores_of(predictions, read_peaks(plan.out), plan.options.seed)
     found = Section("Scores", tuple(tables(scores)))

@@ -207,6 +207,14 @@ def test_a_batch_that_is_too_large_for_the_memory_is_answered_in_parts(
     assert status == 1 and "system text, question c" in err and "out of memory" in err
 
 
+def test_documents_of_systems_that_are_done_are_not_compressed_again(whole: Path, command: Run, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(whole, tmp_path / "out"))
+    shutil.rmtree(out / "memories")
+    status, said, _ = command("--out", out, "--systems", ",".join(ALL))
+    assert status == 0 and "compressed, in" not in said and not (out / "memories").exists()
+    assert untimed(out, "memory_retrieved") == untimed(whole, "memory_retrieved")
+
+
 def test_systems_are_added_to_a_folder(whole: Path, command: Run, tmp_path: Path) -> None:
     assert command("--out", tmp_path / "out", "--systems", "closed_book")[0] == 0
     assert not (tmp_path / "out" / "memories").exists(), "nothing is compressed for the base alone"
