@@ -29,7 +29,7 @@ from clara.io.checkpoint import newest_checkpoint, unflatten
 from clara.io.corpus.passages import Passage, PassageRecord, content_hash, encode_record
 from clara.io.corpus.rawtext import Limits
 from clara.io.corpus.sources import ENDINGS, find_files
-from clara.io.errors import ClaraError
+from clara.io.errors import ClaraError, short_of_memory
 from clara.io.files import staged_file
 from clara.io.records import BUILTIN, Record, check_stage, iterate_records
 from clara.io.tokens import Tokenizer
@@ -203,12 +203,15 @@ def read_files(
 def write_questions(
     records: Sequence[PassageRecord], options: PrepareOptions, out: Path, tally: Tally
 ) -> list[PassageRecord]:
-    """Return the records with what a model makes of those that have no questions yet."""
+    """Return the records with what a model makes of those that have no questions yet.
+
+    Raises ClaraError where memory is short for as many passages at a time as the options say.
+    """
     plain = [i for i, record in enumerate(records) if record.data_type == "autoencode" and len(record.docs) == 1]
     passages = [Passage(text=records[i].docs[0], hash=content_hash(records[i].docs[0])) for i in plain]
     prepare_device()
     loaded = load_base(options.questions)
-    with tqdm(total=len(plain), unit=" passages", disable=None) as bar:
+    with tqdm(total=len(plain), unit=" passages", disable=None) as bar, room_for(options.writing):
         made = work_off(
             passages,
             model_ask(loaded, options.writing),
@@ -223,6 +226,20 @@ def write_questions(
         tally.counts.update(questions=len(each.pairs), paraphrases=each.paraphrase is not None)
         tally.rejected.update(each.rejected)
     return done
+
+
+@contextmanager
+def room_for(config: QuestionConfig) -> Iterator[None]:
+    """Have a block in which a model writes say in words that memory was short for it."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not short_of_memory(error):
+            raise
+        raise ClaraError(
+            f"out of memory on {config.question_batch} passages at a time ({error}); lower --question-batch. "
+            "Questions made so far are kept: run the same command again"
+        ) from error
 
 
 def choose_candidates(records: Sequence[Record], options: PrepareOptions) -> list[Record]:

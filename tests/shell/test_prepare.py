@@ -267,6 +267,32 @@ def test_questions_and_candidates_are_what_the_stages_read(
     assert both.read_bytes() == chosen.read_bytes()
 
 
+def test_memory_that_is_short_is_said_and_what_was_made_is_kept(
+    papers: Path, base: Path, command: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def short(*_: Any) -> Callable[[Sequence[Request], int | None], list[Reply]]:
+        whole = fake_model()
+
+        def ask(requests: Sequence[Request], draw: int | None) -> list[Reply]:
+            asked.append(len(requests))
+            if len(asked) > 2:
+                raise RuntimeError("cudaMallocAsync(&data, size, stream) failed: out of memory")
+            return whole(requests, draw)
+
+        return ask
+
+    monkeypatch.setattr(prepare, "model_ask", short)
+    out = tmp_path / "corpus.jsonl"
+    argv = (papers, "--out", out, "--questions", base, "--attempts", "1", "--question-batch", "1")
+    status, _, errors = command(*argv)
+    assert status == 1 and "out of memory on 1 passages at a time" in errors and "lower --question-batch" in errors
+    assert not out.exists() and len(out.with_name("corpus.jsonl.questions").read_text().splitlines()) == 1
+    monkeypatch.setattr(prepare, "model_ask", fake_model)
+    assert command(*argv)[0] == 0 and {record.data_type for record in read_records(str(out))} == {"qa"}
+
+
 def test_a_random_model_leaves_passages_for_autoencoding(
     papers: Path, base: Path, command: Run, tmp_path: Path
 ) -> None:

@@ -185,6 +185,7 @@ def model_ask(loaded: LoadedBase, config: QuestionConfig) -> Ask:
             max_tokens=most,
             return_token_ids=True,
             sampler=make_sampler(temp=config.temperature if draw is not None else 0.0),
+            prefill_batch_size=config.question_batch,
             completion_batch_size=config.question_batch,
         )
         return [Reply(text, len(ids) < most) for text, ids in zip(said.texts, said.token_ids, strict=True)]
