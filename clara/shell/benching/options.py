@@ -61,6 +61,9 @@ class BenchOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     compute: ComputeConfig = ComputeConfig()
 
 
+UNUSED = ("shard",)
+"""Options of training that no case has: every rank has the whole base."""
+
 SHOWN = ("only", "compare")
 """Options that no number depends on, and that pytest has its own ways for."""
 
@@ -68,7 +71,7 @@ SHOWN = ("only", "compare")
 def add_flags(add: Callable[..., Any], without: tuple[str, ...] = ()) -> None:
     """Add a flag for every option through `add`, which takes what argparse's add_argument takes."""
     for path, hint in leaves(BenchOptions):
-        if path[-1] in without:
+        if path[-1] in (*without, *UNUSED):
             continue
         kind, about = get_args(hint)[:2]
         value: Any = BenchOptions()
@@ -81,7 +84,7 @@ def add_flags(add: Callable[..., Any], without: tuple[str, ...] = ()) -> None:
 
 def destinations(without: tuple[str, ...] = ()) -> list[str]:
     """Return the names under which those flags leave their values."""
-    return ["/".join(path) for path, _ in leaves(BenchOptions) if path[-1] not in without]
+    return ["/".join(path) for path, _ in leaves(BenchOptions) if path[-1] not in (*without, *UNUSED)]
 
 
 def to_bench_options(given: Mapping[str, Any]) -> BenchOptions:

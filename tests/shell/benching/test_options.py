@@ -43,6 +43,7 @@ def test_every_option_has_a_flag_and_a_text(capsys: pytest.CaptureFixture[str]) 
         if name not in ("lora", "compute") and f"--{name.replace('_', '-')}" not in text
     ] == []
     assert "[smollm2]" in text and "--grad-checkpoint" in text
+    assert "--shard" not in text, "no case cuts the base"
 
 
 def test_options_can_be_left_to_pytest() -> None:
