@@ -1,4 +1,4 @@
-"""What MLX should keep on a CUDA device: freed memory in a process, and the kernels it built from one to the next."""
+"""How MLX should work on a CUDA device: what it keeps, and how it launches what a training step is made of."""
 
 from __future__ import annotations
 
@@ -34,6 +34,15 @@ def keep_memory(ordinal: int = 0) -> bool:
         and driver.cuDeviceGetDefaultMemPool(ctypes.byref(pool), device) == 0
         and driver.cuMemPoolSetAttribute(pool, RELEASE_THRESHOLD, ctypes.byref(most)) == 0
     )
+
+
+def launch_plainly() -> None:
+    """Have MLX launch kernels one by one rather than as graphs, if not told otherwise; before its first operation.
+
+    It records 20 operations at a time as a graph and keeps 400 of them. A training step has more, so that each is made
+    anew: on small bases that takes longer than it saves, and their memory is the device's.
+    """
+    os.environ.setdefault("MLX_USE_CUDA_GRAPHS", "0")
 
 
 def keep_kernels() -> Path:

@@ -17,7 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 import msgspec
 
-from clara.io import cpu
+from clara.io import cpu, cuda
 from clara.io.base import locate_base
 from clara.io.checkpoint import versions
 from clara.io.errors import ClaraError, short_of_memory
@@ -49,6 +49,7 @@ MATRIX = {"tiny": 512, "cpu": 2048, "gpu": 8192}
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 1 a message or a case that failed, 130 stopped by Ctrl-C."""
+    cuda.launch_plainly()
     return guarded(lambda: ranked(lambda ranks: run(read_options(COMMAND, __doc__ or "", argv), ranks)))
 
 

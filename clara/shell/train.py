@@ -17,6 +17,7 @@ import mlx.core as mx
 import msgspec
 
 from clara.core.types import TrainState
+from clara.io import cuda
 from clara.io.checkpoint import Checkpoint
 from clara.io.dataset import training_batches
 from clara.io.errors import ClaraError
@@ -41,6 +42,7 @@ PLACES = ("run", "start_from", "memories")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 130 interrupted and saved, 1 a message to the user."""
+    cuda.launch_plainly()
 
     def work(ranks: Ranks) -> int:
         return run_plan(agreed(read_plan(COMMAND, __doc__ or "", argv), ranks), ranks)

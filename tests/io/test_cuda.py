@@ -11,7 +11,7 @@ import mlx.core as mx
 import pytest
 
 from clara.io import cuda
-from clara.io.cuda import keep_kernels, keep_memory
+from clara.io.cuda import keep_kernels, keep_memory, launch_plainly
 
 
 class Driver:
@@ -55,6 +55,17 @@ def test_a_call_that_fails_ends_it_without_an_error(failing: str, monkeypatch: p
 def test_without_a_driver_nothing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cuda, "DRIVER", "no-such-library.so.1")
     assert not keep_memory()
+
+
+@pytest.mark.parametrize(("given", "wanted"), [(None, "0"), ("1", "1")])
+def test_graphs_are_left_out_unless_they_are_asked_for(
+    given: str | None, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLX_USE_CUDA_GRAPHS", given or "")
+    if given is None:
+        monkeypatch.delenv("MLX_USE_CUDA_GRAPHS")
+    launch_plainly()
+    assert os.environ["MLX_USE_CUDA_GRAPHS"] == wanted
 
 
 def test_kernels_are_kept_in_the_cache_by_the_release_of_mlx(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
