@@ -90,6 +90,23 @@ def test_the_device_hardly_waits_where_the_batches_are_there(data: str, monkeypa
         assert loop_work(bench).facts(1.0)["waited_share"] < 0.05
 
 
+@pytest.mark.parametrize(("seconds", "loops"), [(1000.0, 1), (0.1, 1 + feeding.TURNS - 1)])
+def test_a_loop_that_takes_long_is_not_done_again(
+    seconds: float, loops: int, data: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = []
+
+    def counted(*given: Any) -> Iterator[Any]:
+        begun.append(1)
+        return training_batches(*given)
+
+    with tiny_bench(data=data, batches=1) as bench:
+        work = loop_work(bench)
+        monkeypatch.setattr(feeding, "training_batches", counted)
+        called(work)
+        assert 0 <= work.facts(seconds)["idle_share"] < 1 and len(begun) == loops
+
+
 def test_bad_data_are_refused_with_their_file(tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text('{"docs": []}\n')
     with pytest.raises(ClaraError, match=r"bad\.jsonl"):
