@@ -68,11 +68,14 @@ SHOWN = ("only", "compare")
 """Options that no number depends on, and that pytest has its own ways for."""
 
 
+def offered(without: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any]]:
+    """Return the options that have a flag, each with its type."""
+    return [(path, hint) for path, hint in leaves(BenchOptions) if path[-1] not in (*without, *UNUSED)]
+
+
 def add_flags(add: Callable[..., Any], without: tuple[str, ...] = ()) -> None:
     """Add a flag for every option through `add`, which takes what argparse's add_argument takes."""
-    for path, hint in leaves(BenchOptions):
-        if path[-1] in (*without, *UNUSED):
-            continue
+    for path, hint in offered(without):
         kind, about = get_args(hint)[:2]
         value: Any = BenchOptions()
         for name in path:
@@ -84,7 +87,7 @@ def add_flags(add: Callable[..., Any], without: tuple[str, ...] = ()) -> None:
 
 def destinations(without: tuple[str, ...] = ()) -> list[str]:
     """Return the names under which those flags leave their values."""
-    return ["/".join(path) for path, _ in leaves(BenchOptions) if path[-1] not in (*without, *UNUSED)]
+    return ["/".join(path) for path, _ in offered(without)]
 
 
 def to_bench_options(given: Mapping[str, Any]) -> BenchOptions:
