@@ -182,6 +182,15 @@ def tiny_example(
     return Example(f"example {seed}", tuple(texts), tokens, roles, asked, tuple(positives))
 
 
+def as_text(example: Example) -> Example:
+    """Return an example with the row of a teacher, in which its documents' tokens stand in the place of its slots."""
+    text = tuple(token for document in example.documents for token in document if token < VOCABULARY)
+    kept = [(t, role) for t, role in zip(example.tokens, example.roles, strict=True) if t < VOCABULARY]
+    (first, role), *rest = kept
+    tokens = (first, *text, *(token for token, _ in rest))
+    return example._replace(taught=(tokens, (role, *(FIXED for _ in text), *(role for _, role in rest))))
+
+
 def words(rng: np.random.Generator, count: int) -> tuple[int, ...]:
     """Return ordinary tokens."""
     return tuple(int(token) for token in rng.integers(4, VOCABULARY, count))

@@ -9,7 +9,7 @@ import mlx.core as mx
 import numpy as np
 
 from clara.core.config import Layout
-from clara.core.types import Batch, Documents, InBatch, Retrieval
+from clara.core.types import Batch, Documents, InBatch, Retrieval, Teacher
 from clara.core.widths import Widths, fit
 
 Tokens = tuple[int, ...]
@@ -38,6 +38,8 @@ class Example(NamedTuple):
     """What the example chooses its documents by: the question's tokens, framed like a document."""
     positives: tuple[int, ...] = ()
     """Which of the documents hold the answer, counted from 0."""
+    taught: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """Tokens and roles of the row in which a teacher reads the documents as text; empty where it teaches nothing."""
 
 
 class DocumentTable(NamedTuple):
@@ -121,8 +123,9 @@ def collate(
     choose; its questions and positives then come along. memory: gives the memories of documents, float[n, M, D],
     which stand in the batch in place of their tokens. Without any document it has no rows of them. table: what the
     questions choose among with in-batch negatives: of these examples, or of all those of a batch that is cut into
-    micro-batches; it stands in the place of the examples' own documents, and memory. Raises ValueError, naming the
-    example, where an answer begins a row: nothing could predict its first token.
+    micro-batches; it stands in the place of the examples' own documents, and memory. Where an example has a teacher's
+    row, empty or not, the batch has one of each. Raises ValueError, naming the example, where an answer begins a row:
+    nothing could predict its first token.
     """
     for example in examples:
         if example.roles[:1] == (ANSWER,):
@@ -134,12 +137,15 @@ def collate(
     for i, example in enumerate(examples):
         candidates[i, : len(example.documents)] = [known.rows[document] for document in example.documents]
     slots = (candidates.shape[1] if top_k is None else top_k) * layout.num_memory_tokens
+    rows = decoder_rows(examples, layout, slots, multiple, widths)
+    taught = any(example.taught is not None for example in examples)
     return Batch(
         known.documents,
         mx.array(candidates),
-        *decoder_rows(examples, layout, slots, multiple, widths),
+        *rows,
         key,
         None if top_k is None else questions_of(examples, layout, candidates.shape[1], multiple, table, widths),
+        teacher_rows(examples, rows[-1].shape[1], multiple, widths) if taught else None,
     )
 
 
@@ -158,6 +164,17 @@ def decoder_rows(
         pad([[i - 1 for i in where] for where in answers], len(examples), count),
         pad(targets, len(examples), count),
         mx.arange(count)[None] < mx.array([len(where) for where in answers])[:, None],
+    )
+
+
+def teacher_rows(examples: Sequence[Example], count: int, multiple: int, widths: Widths) -> Teacher:
+    """Return the rows that a teacher of the examples reads, with room for `count` answer positions."""
+    rows = [example.taught or ((), ()) for example in examples]
+    places = [[i - 1 for i, role in enumerate(roles) if role == ANSWER] for _, roles in rows]
+    return Teacher(
+        pad([tokens for tokens, _ in rows], len(rows), fit(max(len(row) for row, _ in rows), multiple, widths.taught)),
+        pad(places, len(rows), count),
+        mx.arange(count)[None] < mx.array([len(where) for where in places])[:, None],
     )
 
 

@@ -107,6 +107,14 @@ class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     contrastive_weight: Annotated[
         float, Meta(ge=0, description="Weight of the contrastive loss of positive among all candidates.")
     ] = 0.0
+    distillation_weight: Annotated[
+        float,
+        Meta(
+            ge=0,
+            description="Weight of the Kullback-Leibler divergence of the answers' next-token distribution from that "
+            "of a teacher that reads the documents as text, in `pretrain` and `instruct`.",
+        ),
+    ] = 0.0
 
     def __post_init__(self) -> None:
         if not any(self.weights.values()):
@@ -119,6 +127,7 @@ class LossConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "next_token": self.next_token_weight,
             "alignment": self.alignment_weight,
             "contrastive": self.contrastive_weight,
+            "distillation": self.distillation_weight,
         }
 
 
@@ -228,6 +237,11 @@ class StepConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         loss, stage = self.loss, self.stage
         if stage not in CHOOSING and loss.contrastive_weight:
             raise ValueError(f"contrastive_weight {loss.contrastive_weight}: stage {stage} has no candidates; wanted 0")
+        if stage in CHOOSING and loss.distillation_weight:
+            raise ValueError(
+                f"distillation_weight {loss.distillation_weight}: stage {stage} has no teacher; wanted 0, and the "
+                "weight for stage pretrain or instruct alone"
+            )
         if stage == "retrieval" and loss.next_token_weight:
             raise ValueError(
                 f"next_token_weight {loss.next_token_weight}: stage retrieval asks no generator; wanted 0, "

@@ -32,6 +32,9 @@ LOGIT_COPIES, OTHER_LOGITS = 4, 1
 EDGE_COPIES = 8
 """States of a position outside the blocks: embeddings, with memory placed, before and after the last norm, read."""
 
+READ_LOGITS = 6
+"""Further logits of a chunk where a teacher is matched: its own, logarithms and probabilities of both, and products."""
+
 MEMORY_COPIES = 4
 """Of each memory vector of a batch: as given, gathered, compared, and chosen."""
 
@@ -79,6 +82,8 @@ class Load(NamedTuple):
     """Further parameters that the step reads."""
     several: bool = False
     """Whether a step has several micro-batches, whose gradients are added up."""
+    taught: tuple[int, int] | None = None
+    """(rows, positions) of a teacher's pass, which no gradient runs through; None without a teacher."""
 
 
 def shapes_of(module: nn.Module) -> Shapes:
@@ -119,10 +124,10 @@ def step_bytes(shapes: Shapes, config: StepConfig, load: Load, every: int) -> in
     layer = max((layer_bytes(shapes, config, one, every) for one in passes), default=0)
     chunk = min(config.compute.logits_chunk, load.answers)
     copies = LOGIT_COPIES * chunk + OTHER_LOGITS * (load.answers - chunk)
-    logits = FLOAT32 * copies * shapes.vocabulary
+    logits = FLOAT32 * (copies + (READ_LOGITS * chunk if load.taught else 0)) * shapes.vocabulary
     edges = EDGE_COPIES * FLOAT32 * shapes.hidden * sum(rows * length for rows, length in passes)
     memories = MEMORY_COPIES * FLOAT32 * shapes.hidden * load.memories
-    states = kept + max(layer, logits) + edges + memories
+    states = kept + max(layer, logits, read_bytes(shapes, config, load.taught)) + edges + memories
     return shapes.bytes + parameter_bytes(load, states)
 
 
@@ -171,6 +176,18 @@ def layer_bytes(shapes: Shapes, config: StepConfig, one: tuple[int, int], every:
     """
     largest = max((block_bytes(shapes, config, block, one) for block in shapes.blocks), default=0)
     return largest * (2 if every else 1) + 2 * pair_bytes(shapes, one)
+
+
+def read_bytes(shapes: Shapes, config: StepConfig, one: tuple[int, int] | None) -> int:
+    """Return the bytes that a pass over (rows, positions) takes which keeps nothing: those of its largest layer.
+
+    They are what the layer would keep, its scores of attention, and the states before and after it.
+    """
+    if one is None:
+        return 0
+    largest = max((block_bytes(shapes, config, block, one) for block in shapes.blocks), default=0)
+    edges = EDGE_COPIES * FLOAT32 * shapes.hidden * one[0] * one[1]
+    return largest + pair_bytes(shapes, one) + edges
 
 
 def recomputed_layers(shapes: Shapes, config: StepConfig, load: Load, limit: float) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -47,13 +47,46 @@ def chunked_next_token_loss(
 ) -> Term:
     """Return `next_token_loss(head(hidden), targets, mask)` with logits of at most `chunk` positions at one time.
 
-    hidden: float[B, A, D]; targets: int32[B, A]; mask: bool[B, A]; head: float[1, n, D] → float[1, n, V]. Each chunk's
-    gradient is taken with its value, so that logits are computed once and never kept. Only hidden is differentiated.
+    hidden: float[B, A, D]; targets: int32[B, A]; mask: bool[B, A]; head: float[1, n, D] → float[1, n, V]. Only hidden
+    is differentiated.
     """
 
     def part(rows: mx.array, targets: mx.array, mask: mx.array) -> mx.array:
         nats, _ = cast(Pair, nats_of(head(rows[None]).squeeze(0).astype(mx.float32), targets))
         return mx.where(mask, nats, 0).sum()
+
+    return chunked_sum(part, hidden, [targets, mask], chunk), mask.sum().astype(mx.float32)
+
+
+def chunked_divergence(
+    head: Callable[[mx.array], mx.array], hidden: mx.array, teacher: mx.array, mask: mx.array, chunk: int
+) -> Term:
+    """Return KL(teacher ‖ student) of next-token distributions in nats, summed over mask, and the kept positions.
+
+    hidden, teacher: float[B, A, D], the states of both before the same head; mask: bool[B, A]; head and chunk: as in
+    `chunked_next_token_loss`. Only hidden is differentiated. arXiv 1503.02531, at temperature 1.
+    """
+
+    def part(rows: mx.array, taught: mx.array, mask: mx.array) -> mx.array:
+        student, wanted = (log_softmax(head(each[None]).squeeze(0)) for each in (rows, taught))
+        nats = (mx.exp(wanted) * (wanted - student)).sum(axis=-1)
+        return mx.where(mask, nats, 0).sum()
+
+    return chunked_sum(part, hidden, [teacher, mask], chunk), mask.sum().astype(mx.float32)
+
+
+def log_softmax(logits: mx.array) -> mx.array:
+    """Return float32[..., V]: the logarithms of probabilities, of logits: float[..., V]."""
+    logits = logits.astype(mx.float32)
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+
+
+def chunked_sum(part: Callable[..., mx.array], hidden: mx.array, beside: Sequence[mx.array], chunk: int) -> mx.array:
+    """Return float32[]: the sum of part(rows, *others) over chunks of at most `chunk` positions, one after the other.
+
+    hidden: float[B, A, D]; beside: further arrays [B, A, …]; part: (float[n, D], [n, …] …) → float32[]. Each chunk's
+    gradient is taken with its value, so that logits are computed once and never kept. Only hidden is differentiated.
+    """
 
     @mx.custom_function
     def summed(rows: mx.array) -> tuple[mx.array, mx.array]:
@@ -61,7 +94,7 @@ def chunked_next_token_loss(
         for i in range(0, rows.shape[0], chunk):
             at = slice(i, i + chunk)
             own = mx.depends(rows[at], [total, *grads[-1:]])  # one chunk after the other
-            value, grad = mx.value_and_grad(part)(own, flat_targets[at], flat_mask[at])
+            value, grad = mx.value_and_grad(part)(own, *(each[at] for each in flat))
             total, grads = total + value, [*grads, grad]
         return total, mx.concatenate(grads)
 
@@ -69,9 +102,9 @@ def chunked_next_token_loss(
     def summed_vjp(primals: Any, cotangents: Any, outputs: Any) -> Any:
         return (cotangents[0] * outputs[1]).astype(outputs[1].dtype)
 
-    flat_targets, flat_mask = targets.reshape(-1), mask.reshape(-1)
+    flat = [each.reshape(-1, *each.shape[2:]) for each in beside]
     total, _ = cast(Pair, summed(hidden.reshape(-1, hidden.shape[-1])))
-    return total, mask.sum().astype(mx.float32)
+    return total
 
 
 def alignment_loss(memory_mean: mx.array, document_mean: mx.array, mask: mx.array) -> Term:

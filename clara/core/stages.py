@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -12,7 +13,7 @@ import mlx.core as mx
 from clara.core.bind import head, hidden_states
 from clara.core.compress import Compressed, compress, embed
 from clara.core.config import CHOOSING, StepConfig
-from clara.core.losses import alignment_loss, chunked_next_token_loss, contrastive_loss
+from clara.core.losses import alignment_loss, chunked_divergence, chunked_next_token_loss, contrastive_loss
 from clara.core.memory import place_memory, slot_index
 from clara.core.select import (
     Lens,
@@ -22,7 +23,7 @@ from clara.core.select import (
     select_memory,
     straight_through_top_k,
 )
-from clara.core.types import Base, Batch, Params, Retrieval, Term
+from clara.core.types import Base, Batch, Params, Retrieval, Teacher, Term
 
 Terms = dict[str, Term]
 
@@ -63,6 +64,8 @@ def stage_counts(config: StepConfig, batch: Batch) -> dict[str, mx.array]:
     counts = {"next_token": batch.target_mask.sum(), "alignment": read_documents(batch).sum()}
     if config.stage in CHOOSING:
         counts["contrastive"] = (choice_of(batch).positives & (batch.candidates >= 0)).any(axis=-1).sum()
+    if config.loss.distillation_weight:
+        counts["distillation"] = teacher_of(batch).mask.sum()
     return {name: counts[name].astype(mx.float32) for name, weight in config.loss.weights.items() if weight}
 
 
@@ -81,15 +84,14 @@ def reading_terms(base: Base, config: StepConfig, params: Params, batch: Batch, 
     """Return the terms of `pretrain` and `instruct`: compress the documents, place their memory, predict the answers.
 
     One document or several in a prompt, any number. keys: of the dropout in compressor, generator; None for none.
-    Raises ValueError where the batch was collated for a choosing stage, whose slots are counted otherwise.
+    Raises ValueError where the batch was collated for a choosing stage, whose slots are counted otherwise, or without
+    the rows of a teacher that the loss wants.
     """
     if batch.retrieval is not None:
         raise ValueError(f"the batch was collated with top_k, but stage {config.stage} chooses nothing: wanted none")
     compressed = compress_documents(base, config, params, batch, keys[0])
     memory = gather_memory(compressed.memory, batch.candidates)
-    terms: Terms = {}
-    if config.loss.next_token_weight:
-        terms["next_token"] = answer_loss(base, config, params, batch, memory, keys[1])
+    terms = answer_terms(base, config, params, batch, memory, keys[1])
     if config.loss.alignment_weight:
         terms["alignment"] = documents_alignment(compressed, batch)
     return terms
@@ -190,10 +192,38 @@ def read_documents(batch: Batch) -> mx.array:
     return there & (batch.documents.lengths[mx.maximum(batch.candidates, 0)] > 0)
 
 
+def answer_terms(
+    base: Base, config: StepConfig, params: Params, batch: Batch, memory: mx.array, key: mx.array | None
+) -> Terms:
+    """Return the terms of the generator's answers, `next_token` and `distillation`, of weights that are not zero.
+
+    The teacher is params["adapters"]["teacher"] on the base, or the base itself where there is none.
+    """
+    loss, chunk, terms = config.loss, config.compute.logits_chunk, Terms()
+    if not (loss.next_token_weight or loss.distillation_weight):
+        return terms
+    states, logits = answer_states(base, config, params, batch, memory, key), answer_head(base)
+    if loss.next_token_weight:
+        terms["next_token"] = chunked_next_token_loss(logits, states, batch.targets, batch.target_mask, chunk)
+    if loss.distillation_weight:
+        taught = teacher_states(base, config, params, batch)
+        terms["distillation"] = chunked_divergence(logits, states, taught, teacher_of(batch).mask, chunk)
+    return terms
+
+
 def answer_loss(
     base: Base, config: StepConfig, params: Params, batch: Batch, memory: mx.array, key: mx.array | None
 ) -> Term:
     """Return the generator's next-token loss over the answers, its slots filled from memory: float[B, K, M, D]."""
+    states = answer_states(base, config, params, batch, memory, key)
+    chunk = config.compute.logits_chunk
+    return chunked_next_token_loss(answer_head(base), states, batch.targets, batch.target_mask, chunk)
+
+
+def answer_states(
+    base: Base, config: StepConfig, params: Params, batch: Batch, memory: mx.array, key: mx.array | None
+) -> mx.array:
+    """Return float[B, A, D]: the generator's states before each answer token, its slots filled from memory."""
     slots = slot_index(batch.tokens, base.layout.first_slot)
     hidden = hidden_states(
         base.module,
@@ -205,7 +235,33 @@ def answer_loss(
         grad_checkpoint=config.compute.recomputed,
         dequantize_rows=config.compute.dequantize_rows,
     )
-    hidden = mx.take_along_axis(hidden, batch.target_index[..., None], axis=1)
+    return mx.take_along_axis(hidden, batch.target_index[..., None], axis=1)
+
+
+def teacher_states(base: Base, config: StepConfig, params: Params, batch: Batch) -> mx.array:
+    """Return float[B, A, D]: the teacher's states before each answer token, constants, without dropout."""
+    rows = teacher_of(batch)
+    hidden = hidden_states(
+        base.module,
+        embed(base, rows.tokens),
+        params["adapters"].get("teacher"),
+        scale=config.lora.scale,
+        dequantize_rows=config.compute.dequantize_rows,
+    )
+    return mx.stop_gradient(mx.take_along_axis(hidden, rows.target_index[..., None], axis=1))
+
+
+def teacher_of(batch: Batch) -> Teacher:
+    """Return the rows that a batch's teacher reads. Raises ValueError where it was collated without them."""
+    if batch.teacher is None:
+        raise ValueError(
+            "distillation_weight is not 0, but the batch has no rows for a teacher: collate examples with taught rows"
+        )
+    return batch.teacher
+
+
+def answer_head(base: Base) -> Callable[[mx.array], mx.array]:
+    """Return float[1, n, D] → float[1, n, V]: the logits that answers are learnt from, with a checkpoint's own rows."""
     own = head(base.module)
 
     def logits(hidden: mx.array) -> mx.array:
@@ -214,4 +270,4 @@ def answer_loss(
             return rows
         return mx.concatenate([rows, hidden @ base.head_rows.astype(hidden.dtype).T], axis=-1)
 
-    return chunked_next_token_loss(logits, hidden, batch.targets, batch.target_mask, config.compute.logits_chunk)
+    return logits

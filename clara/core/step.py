@@ -34,12 +34,12 @@ def make_train_step(
 ) -> TrainStep:
     """Return train_step(params, batch) → (loss, metrics, grads): pure, with or without `mx.compile`.
 
-    params: the trained leaves; frozen: further parameters that the stage reads (see `trained_leaves`). batch may be a
-    sequence of micro-batches: each term is then divided by its count over all of them, so that the result is that of
-    one large batch, however it was cut, but for dropout, whose key each has of its own. In-batch negatives of all of
-    them want one table of documents (see `collate`). metrics: the loss and each term (means), and their counts.
-    packing: params and gradients are vectors (see `packing`). share: sums a tree over all processes that each have a
-    part of the batch.
+    params: the trained leaves; frozen: further parameters that the stage reads (see `trained_leaves`), an adapter
+    "teacher" among them where the teacher of distillation is not the base itself. batch may be a sequence of
+    micro-batches: each term is then divided by its count over all of them, so that the result is that of one large
+    batch, however it was cut, but for dropout, whose key each has of its own. In-batch negatives of all of them want
+    one table of documents (see `collate`). metrics: the loss and each term (means), and their counts. packing: params
+    and gradients are vectors (see `packing`). share: sums a tree over all processes that each have a part of the batch.
     """
     weights = config.loss.weights
     leaves, inner = leaves_of(base, config, frozen, packing)

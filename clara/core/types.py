@@ -73,6 +73,17 @@ class Retrieval(NamedTuple):
     """The choice with in-batch negatives, which the contrastive loss may be over."""
 
 
+class Teacher(NamedTuple):
+    """The rows in which the questions of a batch are asked of its documents as text, with the same answers."""
+
+    tokens: mx.array
+    """int32[B, T']: prompts and answers; T' is a length of their own."""
+    target_index: mx.array
+    """int32[B, A]: positions in these rows whose next token is that of the batch's `targets`."""
+    mask: mx.array
+    """bool[B, A]: False on padding, and where an example has no such row."""
+
+
 class Batch(NamedTuple):
     """Everything one step reads, its randomness included."""
 
@@ -95,6 +106,8 @@ class Batch(NamedTuple):
     """uint32[2]: the key of this step's dropout."""
     retrieval: Retrieval | None = None
     """What the stages `retrieval` and `end_to_end` choose by."""
+    teacher: Teacher | None = None
+    """What a teacher reads whose next tokens `pretrain` and `instruct` learn to match."""
 
     @property
     def document_rows(self) -> int:

@@ -16,6 +16,8 @@ class Widths(NamedTuple):
     """Of decoder rows."""
     answers: tuple[int, ...] = ()
     """Of answer positions."""
+    taught: tuple[int, ...] = ()
+    """Of a teacher's rows, which hold documents as text."""
 
 
 def fit(length: int, multiple: int, widths: Sequence[int] = ()) -> int:

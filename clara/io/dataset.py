@@ -17,8 +17,9 @@ from clara.core.config import CHOOSING, Stage
 from clara.core.types import Batch
 from clara.core.widths import Widths
 from clara.io.data_config import DataConfig
-from clara.io.examples import Encoder, encode_choice, encode_document, encode_record, shortened, turns
+from clara.io.examples import Encoder, encode_choice, encode_document, encode_record, shortened
 from clara.io.records import Record
+from clara.io.taught import with_teacher
 
 
 class Feed(NamedTuple):
@@ -38,6 +39,8 @@ class Feed(NamedTuple):
     in_batch_negatives: bool = False
     """Whether questions of a choosing stage also choose among one another's documents: with `memory` those of a whole
     step, else of their micro-batch."""
+    teacher: bool = False
+    """Whether examples of `pretrain` and `instruct` have a row for a teacher that reads their documents as text."""
 
 
 class StepBatch(NamedTuple):
@@ -102,7 +105,9 @@ def encode_example(
     """Return the example of a record in the feed's stage; form and most: of `pretrain`, as `encode_record` has them."""
     if feed.stage in CHOOSING:
         return encode_choice(feed.encoder, record, feed.top_k, turn, answered=feed.stage == "end_to_end")
-    return encode_record(feed.encoder, record, task, turn, "one" if feed.stage == "instruct" else form, most)
+    form = "one" if feed.stage == "instruct" else form
+    example = encode_record(feed.encoder, record, task, turn, form, most)
+    return with_teacher(feed.encoder, example, record, task, turn, form) if feed.teacher else example
 
 
 def to_batch(feed: Feed, examples: Sequence[Example], key: mx.array, table: DocumentTable | None = None) -> Batch:
@@ -248,23 +253,6 @@ def step_cuts(
 def real_tokens(example: Example) -> int:
     """Return the tokens of an example: of its documents, question and decoder row."""
     return len(example.tokens) + len(example.question) + sum(map(len, example.documents))
-
-
-def check_records(records: Sequence[Record], feed: Feed) -> None:
-    """Encode every record in each of its forms, and those of the feed's pool.
-
-    Raises ClaraError, naming the record, for one that does not fit. Of several questions in one row each is tried
-    alone: where all do not fit, fewer are taken.
-    """
-    config = feed.config
-    for record in (*records, *feed.pool):
-        tasks = {record.data_type}
-        if feed.stage == "pretrain":
-            tasks |= {"paraphrase"} if config.paraphrase_share and record.paraphrase else set()
-            tasks |= {"autoencode"} if config.autoencode_share and not feed.pool else set()
-        for task in sorted(tasks):
-            for turn in range(turns(feed.encoder, record, task)):
-                encode_example(feed, record, task, turn, config.qa_form, most=1)
 
 
 def distinct_documents(records: Sequence[Record], encoder: Encoder) -> list[Tokens]:

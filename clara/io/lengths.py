@@ -21,7 +21,7 @@ def measured_widths(records: Sequence[Record], feed: Feed, total_steps: int, com
     documents are the questions that choose them.
     """
     config, layout = feed.config, feed.encoder.layout
-    framed, tokens, answers = list[int](), list[int](), list[int]()
+    framed, tokens, answers, taught = list[int](), list[int](), list[int](), list[int]()
     for step, epoch, chosen in planned(records, feed, min(total_steps, SAMPLED_STEPS)):
         for cut in step_cuts(chosen, feed, step, total_steps):
             examples = [encode_example(feed, record, task, epoch, config.qa_form) for record, task in cut]
@@ -30,5 +30,6 @@ def measured_widths(records: Sequence[Record], feed: Feed, total_steps: int, com
             framed += [max(rows) + layout.num_memory_tokens for rows in (documents, asked) if rows]
             tokens.append(max(len(example.tokens) for example in examples))
             answers.append(max(example.roles.count(ANSWER) for example in examples))
+            taught += [max(len(example.taught[0]) for example in examples if example.taught)] if feed.teacher else []
     count, multiple = config.length_buckets, config.length_multiple
-    return Widths(*(choose_widths(rows, count, multiple) if rows else () for rows in (framed, tokens, answers)))
+    return Widths(*(choose_widths(rows, count, multiple) if rows else () for rows in (framed, tokens, answers, taught)))

@@ -24,9 +24,10 @@ from clara.core.types import Base, Optimizer, Params, TrainState
 from clara.core.widths import fit
 from clara.io import cpu
 from clara.io.checkpoint import Checkpoint, Manifest, save_checkpoint, versions
-from clara.io.dataset import Feed, check_records, distinct_documents
+from clara.io.dataset import Feed, distinct_documents
 from clara.io.errors import ClaraError
 from clara.io.examples import encode_question
+from clara.io.fitting import check_records
 from clara.io.lengths import measured_widths
 from clara.io.memories import read_memories
 from clara.io.records import Record, check_stage, document_records, golden, read_records, with_candidates
@@ -37,6 +38,7 @@ from clara.shell.progress import compute_line, heading
 from clara.shell.ranks import ALONE, Ranks, combined, first, require_even, require_same
 from clara.shell.reporters import check_reporters
 from clara.shell.setup import Session, data_fingerprint, device_memory, extras_of, open_session, prepare_device
+from clara.shell.teacher import beside_teacher, teacher_lines, teacher_name, teacher_of
 
 MEMORY_SHARE = 0.85
 """Of the device's memory, what a step may take by estimate; the rest is for kernels, data, and other programs."""
@@ -73,10 +75,7 @@ class Job(NamedTuple):
 def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALONE) -> Job:
     """Read and check everything that a stage needs. Raises ClaraError for whatever would stop it later."""
     check_reporters(options.report_to)
-    sources = [name for name in (options.data.data, pool_source(options)) if name]
-    data = "-".join(map(data_fingerprint, sources))
-    if checkpoint and checkpoint.manifest.data != data:
-        raise ClaraError(f"{' and '.join(sources)}: not the data that this run was started with; resume with that")
+    data = data_of(options, checkpoint)
     records, heldout = read_data(options)
     ranks = ranks._replace(cut=options.compute.shard and ranks.size > 1)
     require_even(ranks, options.data.batch_size, len(records), options.data.data)
@@ -85,24 +84,37 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
         raise ClaraError(f"{options.run}: has done {start} of {options.steps} steps; give a larger --steps")
     compiled = prepare_device(options.compile)
     session = open_session(options, checkpoint, ranks=ranks)
-    require_same(ranks, {"data": data, "base": session.fingerprint}, "all ranks want the same files")
+    teacher = teacher_of(options, session.fingerprint)
+    files = {"data": data, "base": session.fingerprint, "teacher": teacher_name(teacher)}
+    require_same(ranks, files, "all ranks want the same files")
     feed = feed_of(options, session, records)
     check_records([*records, *heldout], feed)
     trained, frozen = trained_leaves(session.config, session.params, options.data.reads == "memory")
-    session, estimate = fitted(session, largest_load(options, feed, records, (trained, frozen), ranks))
-    for line in (*heading(options, session, trained, records, cpu.preload()), estimate, *cut_lines(options, ranks)):
+    read = beside_teacher(frozen, teacher, session.config)
+    session, estimate = fitted(session, largest_load(options, feed, records, (trained, read), ranks))
+    lines = heading(options, session, trained, records, cpu.preload())
+    for line in (*lines, *teacher_lines(options, teacher), estimate, *cut_lines(options, ranks)):
         print(line, flush=True)
     optimizer = adamw(options.optimizer, options.steps)
-    update, packing, packed = packed_update(session.base, session.config, (trained, frozen), optimizer, ranks)
+    update, packing, packed = packed_update(session.base, session.config, (trained, read), optimizer, ranks)
     packed = first(ranks, packed)
     optimizer_state = packed_state(packing, checkpoint) if checkpoint else optimizer.init(packed)
     state = TrainState(packed, optimizer_state, mx.array(start))
-    eval_step = make_eval_step(session.base, session.config, frozen, packing=packing)
+    eval_step = make_eval_step(session.base, session.config, read, packing=packing)
     update = mx.compile(update) if compiled else update
     folder = Path(options.run)
     return Job(
         options, session, folder, records, heldout, feed, data, start, state, packing, frozen, update, eval_step, ranks
     )
+
+
+def data_of(options: Options, checkpoint: Checkpoint | None) -> str:
+    """Return the fingerprint of a stage's training data. Raises ClaraError where it is not that of a checkpoint."""
+    sources = [name for name in (options.data.data, pool_source(options)) if name]
+    data = "-".join(map(data_fingerprint, sources))
+    if checkpoint and checkpoint.manifest.data != data:
+        raise ClaraError(f"{' and '.join(sources)}: not the data that this run was started with; resume with that")
+    return data
 
 
 def packed_update(
@@ -168,6 +180,7 @@ def feed_of(options: Options, session: Session, records: Sequence[Record]) -> Fe
     negatives = options.retrieval.in_batch_negatives and options.loss.contrastive_weight > 0
     top_k, pool = options.retrieval.top_k, read_pool(options)
     feed = Feed(session.encoder, options.data, options.stage, top_k, pool=pool, in_batch_negatives=negatives)
+    feed = feed._replace(teacher=options.loss.distillation_weight > 0)
     if not options.data.length_buckets:
         return feed
     return feed._replace(widths=measured_widths(records, feed, options.steps, session.config.trains_compressor))
@@ -193,12 +206,14 @@ def largest_load(
     if options.stage in CHOOSING:
         asked = max(len(encode_question(encoder, text)) for record in records for text in record.questions)
         passes.append((rows, fit(asked + memories, multiple, widths.documents)))
-    if options.loss.next_token_weight:
+    if options.loss.next_token_weight or options.loss.distillation_weight:
         passes.append((rows, fit(data.max_tokens, multiple, widths.tokens)))
         answers = rows * passes[-1][1]
+    text = fit(data.max_tokens + most * options.memory.doc_max_tokens, multiple, widths.taught)
+    taught = (rows, text) if options.loss.distillation_weight else None
     trained, frozen = (sum(leaf.size for _, leaf in tree_flatten(each)) for each in params)
     vectors = rows * (fit(most, CANDIDATE_MULTIPLE) if most > 1 else 1) * memories
-    return Load(tuple(passes), answers, vectors, trained, frozen, count > parts)
+    return Load(tuple(passes), answers, vectors, trained, frozen, count > parts, taught)
 
 
 def fitted(session: Session, load: Load) -> tuple[Session, str]:

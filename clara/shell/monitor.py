@@ -24,7 +24,7 @@ from clara.shell.reporters import Reporter
 from clara.shell.reporting.curves import loss_figure, rank_figure
 from clara.shell.setup import Session
 
-LOWER_IS_BETTER = ("loss", "next_token", "alignment", "contrastive", "other_memory")
+LOWER_IS_BETTER = ("loss", "next_token", "alignment", "contrastive", "distillation", "other_memory")
 
 
 def record_step(job: Job, step: Step, seconds: Sequence[float], report: Reporter) -> None:

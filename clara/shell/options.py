@@ -54,6 +54,13 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     carry_generator: Annotated[
         bool, Meta(description="Carry the generator on from there; otherwise it starts anew, as in the original.")
     ] = True
+    teacher: Annotated[
+        str,
+        Meta(
+            description="Run that was trained with data.reads text, on the same base: the teacher of "
+            "distillation_weight; empty for the base itself."
+        ),
+    ] = ""
     memories: Annotated[
         str,
         Meta(description="Folder of the documents' memories, for stages with a frozen compressor; empty: in the run."),
@@ -106,6 +113,16 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         if self.data.reads == "text" and self.loss.alignment_weight:
             raise ValueError(
                 f"alignment_weight {self.loss.alignment_weight}: with reads text there is no memory to align; wanted 0"
+            )
+        if self.data.reads == "text" and self.loss.distillation_weight:
+            raise ValueError(
+                f"distillation_weight {self.loss.distillation_weight}: with reads text the generator reads what its "
+                "teacher would; wanted 0"
+            )
+        if self.teacher and not self.loss.distillation_weight:
+            raise ValueError(
+                f"teacher {self.teacher}: nothing is learnt of it while distillation_weight is 0; wanted a weight, or "
+                "no teacher"
             )
         if self.patience and not (self.eval_every and self.keep_best and heldout_of(self.data)):
             raise ValueError(

@@ -69,7 +69,7 @@ def step_line(step: Step, total: int, seconds: Sequence[float], peak: int) -> st
     """Return a progress line; the time left is reckoned from the median of the last 20 steps. peak: bytes."""
     recent = sorted(seconds[-20:])
     left = recent[len(recent) // 2] * (total - step.number)
-    names = [name for name in ("next_token", "alignment", "contrastive") if name in step.metrics]
+    names = [name for name in ("next_token", "alignment", "contrastive", "distillation") if name in step.metrics]
     terms = "  ".join(f"{name} {step.metrics[name]:.4f}" for name in names if len(names) > 1)
     speed = f"{step.tokens / step.seconds:,.0f} tokens/s  {step.seconds:.2f} s"
     return (
@@ -87,6 +87,8 @@ def heldout_line(means: Mapping[str, float], step: int) -> str:
         parts.append(f"{means['next_token']:.3f} nats per answer token{other}")
     elif "contrastive" in means:
         parts.append(f"contrastive {means['contrastive']:.3f}")
+    if "distillation" in means:
+        parts.append(f"{means['distillation']:.3f} nats from the teacher")
     ranks = [f"{label} {means[name]:.3f}" for name, label in rank_labels(means)]
     scores = [f"{label} {means[name]:.3f}" for name, label in SCORES.items() if name in means]
     parts += [", ".join(group) for group in (ranks, scores) if group]

@@ -33,6 +33,7 @@ from clara.shell.monitor import draw, evaluated, keep_best, measure, out_of_pati
 from clara.shell.options import Options, leaves, to_plain, value_at
 from clara.shell.ranks import ALONE, Ranks, awaited, exchanged, require_same, told, totals
 from clara.shell.reporters import Reporter, check_reporters, open_reporters
+from clara.shell.teacher import teacher_of
 
 COMMAND = "python -m clara.shell.train"
 
@@ -81,6 +82,7 @@ def run_plan(plan: Plan, ranks: Ranks = ALONE) -> int:
         check_reporters(options.report_to)
         read_data(options)
         read_pool(options)
+        teacher_of(options)
     with owned(plan.folder, {"stages": {options.stage: to_plain(options) for options, _ in plan.stages}}, ranks):
         for i, (options, checkpoint) in enumerate(plan.stages, 1):
             print(f"\nstage {i} of {len(plan.stages)}: {options.stage}", flush=True)

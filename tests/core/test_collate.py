@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tiny import assert_same, tiny_batch, tiny_example, tiny_layout
+from tiny import as_text, assert_same, tiny_batch, tiny_example, tiny_layout
 
 from clara.core.collate import (
     ANSWER,
@@ -180,7 +180,7 @@ def test_memories_stand_in_place_of_the_documents_they_were_made_from(chosen: li
     batch = collate(chosen, LAYOUT, mx.random.key(0), 8, memory=memory)
     sums = plain.documents.tokens.sum(axis=-1)
     assert_same(batch.documents, mx.broadcast_to(sums[:, None, None].astype(mx.float32), (sums.size, COUNT, 2)))
-    assert_same(batch[1:-1], plain[1:-1])
+    assert_same(batch[1:7], plain[1:7])
 
 
 def choice_among(*chosen: Example, of: Sequence[Example] = ()) -> list[list[set[int]]]:
@@ -236,7 +236,7 @@ def test_a_part_of_a_batch_has_the_documents_of_its_table(chosen: list[Example],
     tokens, lengths = (each.tolist() for each in batch.documents)
     for row, example in zip(batch.candidates.tolist(), part, strict=True):
         assert [tuple(tokens[i][: lengths[i]]) for i in row if i >= 0] == list(example.documents)
-    assert_same(batch[2:-1], plain[2:-1])
+    assert_same(batch[2:7], plain[2:7])
     assert_same(batch.retrieval[:2], plain.retrieval[:2])
 
 
@@ -379,3 +379,29 @@ def test_lengths_are_padded_to_the_widths_that_are_given() -> None:
     assert (batch.tokens.shape[1], batch.targets.shape[1]) == (64, 12)
     assert_same(batch.tokens[:, : plain.tokens.shape[1]], plain.tokens)
     assert_same(batch.target_mask[:, : plain.target_mask.shape[1]], plain.target_mask)
+
+
+SAME = (tiny_layout(), mx.random.key(0), 4)
+
+
+def test_a_teachers_rows_have_the_answers_of_the_batch_at_places_of_their_own() -> None:
+    examples = [as_text(tiny_example(i, (9, 4), 3 + i)) for i in range(3)]
+    examples[1] = examples[1]._replace(taught=((), ()))
+    batch = collate(examples, tiny_layout(), mx.random.key(0), 4, widths=Widths(taught=(24, 40)))
+    assert batch.teacher is not None and batch.teacher.tokens.shape == (3, 40)
+    for i, example in enumerate(examples):
+        tokens, roles = example.taught or ((), ())
+        assert batch.teacher.tokens[i].tolist() == [*tokens, *[0] * (40 - len(tokens))]
+        kept = batch.teacher.mask[i].tolist()
+        assert kept == (batch.target_mask[i].tolist() if tokens else [False] * len(kept))
+        places = [place for place, keep in zip(batch.teacher.target_index[i].tolist(), kept, strict=True) if keep]
+        wanted = batch.targets[i].tolist()[: len(places)]
+        assert [tokens[place + 1] for place in places] == wanted and all(roles[p + 1] == ANSWER for p in places)
+    assert_same(batch[:7], collate([e._replace(taught=None) for e in examples], *SAME)[:7])
+
+
+def test_a_batch_that_a_teacher_says_nothing_of_has_its_rows_and_others_have_none() -> None:
+    silent = tiny_example(0)._replace(taught=((), ()))
+    batch = collate([silent], *SAME)
+    assert batch.teacher is not None and batch.teacher.tokens.shape == (1, 4) and not batch.teacher.mask.any().item()
+    assert collate([tiny_example(0)], *SAME).teacher is None

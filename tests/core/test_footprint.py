@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
+import msgspec
 import pytest
 from groups import Member
 from mlx.utils import tree_flatten
@@ -16,6 +17,7 @@ from tiny import (
     MODEL_TYPES,
     TOP_K,
     VOCABULARY,
+    as_text,
     tiny_base,
     tiny_config,
     tiny_example,
@@ -24,7 +26,7 @@ from tiny import (
 )
 
 from clara.core.collate import collate
-from clara.core.config import ComputeConfig, OptimizerConfig, Stage, StepConfig
+from clara.core.config import ComputeConfig, LossConfig, OptimizerConfig, Stage, StepConfig
 from clara.core.footprint import Block, Load, Shapes, recomputed_layers, shapes_of, step_bytes
 from clara.core.optim import adamw
 from clara.core.packing import pack, packing_of
@@ -44,6 +46,7 @@ def batch_of(base: Base, config: StepConfig, rows: int, answer: int) -> Batch:
     chooses = config.stage in ("retrieval", "end_to_end")
     how: dict[str, Any] = {"documents": [12] * 8, "top_k": TOP_K, "positives": [0]} if chooses else {}
     examples = [tiny_example(i, answer=answer, question=40, **how) for i in range(rows)]
+    examples = [as_text(example) for example in examples] if config.loss.distillation_weight else examples
     given = {"top_k": TOP_K, "memory": lambda documents: normal_memory(len(documents))} if chooses else {}
     return collate(examples, base.layout, mx.random.key(0), 8, **given)
 
@@ -61,7 +64,8 @@ def load_of(config: StepConfig, batch: Batch, trained: Params, frozen: Params, s
     passes = tuple((rows, length) for rows, length in (*documents, *asked, *read))
     sizes = [sum(leaf.size for _, leaf in tree_flatten(each)) for each in (trained, frozen)]
     answers = batch.target_index.size if read else 0
-    return Load(passes, answers, batch.candidates.size * MEMORY_TOKENS, sizes[0], sizes[1], several)
+    taught = (batch.teacher.tokens.shape[0], batch.teacher.tokens.shape[1]) if batch.teacher else None
+    return Load(passes, answers, batch.candidates.size * MEMORY_TOKENS, sizes[0], sizes[1], several, taught)
 
 
 def measured(base: Base, config: StepConfig, every: int, rows: int, answer: int, parts: int = 1) -> tuple[int, int]:
@@ -130,6 +134,13 @@ class TestAgainstMeasuredPeaks:
         assert_near(measured(wide, config_of(0, chunk=16), 0, 4, 100))
 
     @pytest.mark.parametrize("every", [0, 1])
+    @pytest.mark.parametrize(("rows", "answer", "vocabulary"), [(4, 20, 1), (2, 180, 1), (4, 100, 16)])
+    def test_and_beside_a_teacher(self, rows: int, answer: int, vocabulary: int, every: int) -> None:
+        base = tiny_base(num_hidden_layers=4, vocab_size=vocabulary * VOCABULARY)
+        config = msgspec.structs.replace(config_of(every), loss=LossConfig(distillation_weight=0.5))
+        assert_near(measured(base, config, every, rows, answer))
+
+    @pytest.mark.parametrize("every", [0, 1])
     def test_and_for_a_process_that_has_a_part_of_the_base(self, every: int, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(mx.distributed, "all_sum", lambda array, group: array)
         base = tiny_base(num_hidden_layers=4)
@@ -170,6 +181,13 @@ def test_a_recomputed_layer_keeps_its_input() -> None:
     shapes = SHAPES._replace(blocks=(Block(500, 0, 500, 0, 0),) * 6, pairs=0)  # no outputs, whose gradients would wait
     none, some = (step_bytes(shapes, tiny_config(), load, every) for every in (0, 3))
     assert none - some == 2 * (2 * 4 * (16 + 32) * (1500 - 10) - 4 * 32 * 1500)
+
+
+def test_a_teachers_pass_counts_where_nothing_else_takes_as_much() -> None:
+    alone, config = step_bytes(SHAPES, config_of(0), LOAD, 0), config_of(0)
+    assert step_bytes(SHAPES, config, LOAD._replace(taught=(4, 1)), 0) >= alone
+    long = [step_bytes(SHAPES, config, LOAD._replace(taught=(4, length)), 0) for length in (1000, 2000)]
+    assert alone < long[0] < long[1]
 
 
 def test_without_a_pass_there_are_parameters_alone() -> None:

@@ -12,7 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import as_numpy, difference, normal
 
-from clara.core.losses import alignment_loss, chunked_next_token_loss, contrastive_loss, next_token_loss
+from clara.core.losses import (
+    alignment_loss,
+    chunked_divergence,
+    chunked_next_token_loss,
+    contrastive_loss,
+    next_token_loss,
+)
 
 seeds = st.integers(0, 2**31)
 chunks = st.integers(1, 12)
@@ -331,3 +337,61 @@ def test_cosines_as_far_apart_as_can_be_stay_finite() -> None:
     case = Ranked(mx.array([[-1.0, 1.0, 1.0]]), mx.array([[True, False, False]]), mx.ones((1, 3)) > 0)
     assert case.loss(0.02)[0].item() == pytest.approx(100 + np.log(2), rel=1e-6)
     np.testing.assert_allclose(as_numpy(case.gradient(0.02)), [[-50, 25, 25]], rtol=1e-6)
+
+
+def plain_divergence(case: Case, teacher: mx.array) -> tuple[float, np.ndarray]:
+    """Return Σ p (log p − log q) over the mask, and its gradient in the student's logits, q − p."""
+    wanted, found = (as_numpy(hidden @ case.weight) for hidden in (teacher, case.hidden))
+    wanted, found = (each - np.log(np.exp(each).sum(-1, keepdims=True)) for each in (wanted, found))
+    kept = np.array(case.mask)[..., None]
+    return float((kept * np.exp(wanted) * (wanted - found)).sum()), kept * (np.exp(found) - np.exp(wanted))
+
+
+def teacher_of(case: Case, seed: int) -> mx.array:
+    return normal(np.random.default_rng(seed), *case.hidden.shape)
+
+
+def divergence(case: Case, teacher: mx.array, chunk: int) -> tuple[mx.array, mx.array]:
+    """Return the chunked divergence and its gradient in the student's hidden states."""
+    return mx.value_and_grad(lambda hidden: chunked_divergence(case.head, hidden, teacher, case.mask, chunk)[0])(
+        case.hidden
+    )
+
+
+@given(cases(), chunks, seeds)
+def test_divergence_equals_numpy_in_value_and_gradient(case: Case, chunk: int, seed: int) -> None:
+    teacher = teacher_of(case, seed)
+    total, grad = divergence(case, teacher, chunk)
+    expected, logits_grad = plain_divergence(case, teacher)
+    assert total.item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
+    np.testing.assert_allclose(as_numpy(grad), logits_grad @ as_numpy(case.weight).T, atol=2e-5)
+
+
+@given(cases(), chunks)
+def test_divergence_counts_kept_positions_and_is_zero_of_equal_states(case: Case, chunk: int) -> None:
+    total, count = chunked_divergence(case.head, case.hidden, case.hidden, case.mask, chunk)
+    assert total.item() == 0 and count.item() == np.array(case.mask).sum()
+    assert mx.abs(divergence(case, case.hidden, chunk)[1]).max().item() < 1e-6
+
+
+def test_a_teacher_has_no_gradient() -> None:
+    case = make_case(0)
+    grad = mx.grad(lambda taught: chunked_divergence(case.head, case.hidden, taught, case.mask, 3)[0])(
+        teacher_of(case, 1)
+    )
+    assert mx.abs(grad).max().item() == 0
+
+
+@given(cases(), seeds)
+def test_a_masked_divergence_is_that_of_what_is_kept(case: Case, seed: int) -> None:
+    teacher = teacher_of(case, seed)
+    wild = mx.where(case.mask[..., None], teacher, 1e4)
+    assert divergence(case, wild, 3)[0].item() == divergence(case, teacher, 3)[0].item()
+
+
+def test_bfloat16_states_give_a_float32_divergence_and_a_bfloat16_gradient() -> None:
+    case = make_case(0)
+    half = case._replace(hidden=case.hidden.astype(mx.bfloat16))
+    total, grad = divergence(half, teacher_of(case, 1).astype(mx.bfloat16), 3)
+    assert (total.dtype, grad.dtype) == (mx.float32, mx.bfloat16)
+    assert total.item() == pytest.approx(plain_divergence(case, teacher_of(case, 1))[0], rel=0.05)

@@ -9,17 +9,19 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 import pytest
-from mlx.utils import tree_map
+from mlx.utils import tree_flatten, tree_map
 from tiny import (
     HIDDEN,
     JOINT,
     MEMORY_TOKENS,
     VOCABULARY,
     as_numpy,
+    as_text,
     assert_close,
     assert_same,
     difference,
     normal,
+    tiny_adapter,
     tiny_base,
     tiny_batch,
     tiny_config,
@@ -41,7 +43,15 @@ from clara.core.config import (
 )
 from clara.core.init import add_reasoner, init_params
 from clara.core.memory import slot_index
-from clara.core.stages import joined, stage_counts, stage_terms, trained_leaves
+from clara.core.stages import (
+    answer_head,
+    answer_states,
+    gather_memory,
+    joined,
+    stage_counts,
+    stage_terms,
+    trained_leaves,
+)
 from clara.core.types import Adapter, Base, Batch, Documents, Params, Term
 
 EXAMPLES = (
@@ -50,6 +60,7 @@ EXAMPLES = (
     tiny_example(2, (5, 12), 1, 6),
 )
 SILENT = tiny_example(3, (7,), answer=0)
+DISTILLING = LossConfig(distillation_weight=0.5)
 TERMS = {"next_token", "alignment"}
 
 
@@ -443,12 +454,12 @@ def test_a_new_reasoner_compresses_a_question_as_the_compressor_would() -> None:
 
 def test_the_stages_have_the_papers_losses() -> None:
     weights = {stage: tuple(stage_loss(stage).weights.values()) for stage in STAGES}
-    reading = (1.0, 0.1, 0.0)
+    reading = (1.0, 0.1, 0.0, 0.0)
     assert weights == {
         "pretrain": reading,
         "instruct": reading,
-        "retrieval": (0.0, 0.0, 1.0),
-        "end_to_end": (1.0, 0.0, 0.0),
+        "retrieval": (0.0, 0.0, 1.0, 0.0),
+        "end_to_end": (1.0, 0.0, 0.0, 0.0),
     }
 
 
@@ -470,6 +481,8 @@ def test_the_losses_of_a_stage_go_with_it(stage: Stage) -> None:
             False,
             "alignment_weight 0.1: stage end_to_end has a frozen compressor; wanted 0, or tra",
         ),
+        ("end_to_end", DISTILLING, True, "distillation_weight 0.5: stage end_to_end has no teacher; wanted 0, and"),
+        ("retrieval", DISTILLING, True, "distillation_weight 0.5: stage retrieval has no teacher; wanted 0, and the"),
     ],
 )
 def test_losses_that_a_stage_cannot_have_are_refused(stage: Stage, loss: LossConfig, whole: bool, message: str) -> None:
@@ -492,3 +505,92 @@ def test_a_batch_without_documents_runs_the_generator_alone(monkeypatch: pytest.
     monkeypatch.setattr("clara.core.stages.compress", None)
     (total, count) = stage_terms(base, config, params, batch)["next_token"]
     assert float(total) > 0 and float(count) == float(stage_counts(config, batch)["next_token"]) == 8
+
+
+TAUGHT = (*map(as_text, EXAMPLES), tiny_example(4)._replace(taught=((), ())))
+
+
+def taught_params(base: Base, config: StepConfig) -> Params:
+    """Return parameters with those of a teacher, an adapter of another rank."""
+    params = tiny_params(base, config)
+    return {**params, "adapters": {**params["adapters"], "teacher": tiny_adapter(base.module, seed=9, rank=3)}}
+
+
+@pytest.mark.parametrize("model_type", ["llama", "gemma3_text"])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_distillation_is_the_divergence_from_a_reader_of_each_text_alone(tuned: bool, model_type: str) -> None:
+    base, config = tiny_base(model_type), tiny_config(loss=DISTILLING)
+    params, batch = taught_params(base, config), tiny_batch(*TAUGHT)
+    if not tuned:
+        del params["adapters"]["teacher"]
+    memory = gather_memory(compress(base, config, params, batch.documents).memory, batch.candidates)
+    logits = answer_head(base)
+    own, expected, count = logits(answer_states(base, config, params, batch, memory, None)), 0.0, 0
+    for i, example in enumerate(EXAMPLES):
+        tokens, roles = TAUGHT[i].taught or ((), ())
+        adapter = params["adapters"].get("teacher")
+        states = hidden_states(base.module, embed(base, mx.array([tokens])), adapter, scale=config.lora.scale)
+        places = [place - 1 for place, role in enumerate(roles) if role == ANSWER]
+        assert len(places) == example.roles.count(ANSWER)
+        wanted, found = (as_numpy(each) for each in (logits(states)[0][mx.array(places)], own[i, : len(places)]))
+        wanted, found = (each - np.log(np.exp(each).sum(-1, keepdims=True)) for each in (wanted, found))
+        expected, count = expected + (np.exp(wanted) * (wanted - found)).sum(), count + len(places)
+    total, kept = stage_terms(base, config, params, batch)["distillation"]
+    assert total.item() == pytest.approx(expected, rel=1e-5) and kept.item() == count
+    assert stage_counts(config, batch)["distillation"].item() == count < batch.target_mask.sum().item()
+
+
+def test_a_student_that_is_its_own_teacher_has_nothing_to_learn() -> None:
+    base, config = tiny_base(), tiny_config(loss=LossConfig(alignment_weight=0.0, distillation_weight=0.5))
+    examples = [tiny_example(i, documents=(), answer=3 + i) for i in range(2)]
+    batch = tiny_batch(*(example._replace(taught=(example.tokens, example.roles)) for example in examples))
+    params = tiny_params(base, config)
+    params["adapters"]["teacher"] = params["adapters"]["generator"]
+    total, grads = mx.value_and_grad(lambda p: stage_terms(base, config, p, batch)["distillation"][0])(params)
+    assert abs(total.item()) < 1e-5
+    assert max(mx.abs(leaf).max().item() for _, leaf in tree_flatten(grads)) < 1e-4
+
+
+def test_distillation_teaches_generator_and_compressor_and_leaves_the_teacher_alone() -> None:
+    base, config = tiny_base(), tiny_config(anchored=True, loss=DISTILLING)
+    params, batch = taught_params(base, config), tiny_batch(*TAUGHT)
+    grads = mx.grad(lambda p: stage_terms(base, config, p, batch)["distillation"][0])(params)
+    norms = {name: mx.linalg.norm(leaf).item() for name, leaf in tree_flatten(grads)}
+    assert [name for name, norm in norms.items() if (norm > 0) == (".teacher." in name)] == []
+
+
+def test_a_teacher_that_is_not_asked_changes_nothing() -> None:
+    base, config = tiny_base(), tiny_config()
+    params, batch = taught_params(base, config), tiny_batch(*TAUGHT)
+    assert batch.teacher is not None
+    plain = terms_and_gradient(base, config, params, batch._replace(teacher=None))
+    assert_same(terms_and_gradient(base, config, params, batch), plain)
+    asked, grads = terms_and_gradient(base, tiny_config(loss=DISTILLING), params, batch)
+    assert asked.keys() == TERMS | {"distillation"}
+    assert_same(({name: asked[name] for name in plain[0]}, grads), plain)
+
+
+def test_logits_chunks_and_recomputed_layers_do_not_change_distillation() -> None:
+    base, plain = tiny_base(), tiny_config(loss=DISTILLING)
+    thrifty = tiny_config(loss=DISTILLING, compute=ComputeConfig(grad_checkpoint=1, logits_chunk=5))
+    params, batch = taught_params(base, plain), tiny_batch(*TAUGHT)
+    found, wanted = (
+        mx.value_and_grad(lambda p, how=config: stage_terms(base, how, p, batch)["distillation"][0])(params)
+        for config in (thrifty, plain)
+    )
+    assert_close(found, wanted, 1e-5)
+
+
+def test_distillation_without_a_teachers_rows_is_refused() -> None:
+    base, config = tiny_base(), tiny_config(loss=DISTILLING)
+    said = "the batch has no rows for a teacher: collate examples with taught rows"
+    with pytest.raises(ValueError, match=said):
+        stage_counts(config, tiny_batch())
+    with pytest.raises(ValueError, match=said):
+        stage_terms(base, config, tiny_params(base, config), tiny_batch())
+
+
+def test_distillation_alone_is_enough_to_train() -> None:
+    base = tiny_base()
+    config = tiny_config(loss=LossConfig(next_token_weight=0.0, alignment_weight=0.0, distillation_weight=1.0))
+    assert stage_terms(base, config, taught_params(base, config), tiny_batch(*TAUGHT)).keys() == {"distillation"}

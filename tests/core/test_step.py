@@ -18,12 +18,14 @@ from tiny import (
     JOINT,
     MEMORY_TOKENS,
     TOP_K,
+    as_text,
     assert_close,
     assert_same,
     choosing_examples,
     difference,
     normal,
     snapshot,
+    tiny_adapter,
     tiny_base,
     tiny_batch,
     tiny_config,
@@ -35,9 +37,10 @@ from clara.core.collate import Example
 from clara.core.compress import compress
 from clara.core.config import CHOOSING, LossConfig, OptimizerConfig, StepConfig
 from clara.core.optim import adamw
+from clara.core.packing import pack, packing_of
 from clara.core.stages import trained_leaves
 from clara.core.step import make_eval_step, make_train_step, make_update
-from clara.core.types import Base, Batch, Params, StepResult, TrainState
+from clara.core.types import Base, Batch, Params, StepResult, Teacher, TrainState
 
 UNEVEN = (1, 40, 2, 17, 3)
 """Answer lengths of the five examples that are cut into micro-batches."""
@@ -48,6 +51,7 @@ WITHOUT_ALIGNMENT = tiny_config(loss=LossConfig(alignment_weight=0.0))
 WHOLE_RETRIEVAL = LossConfig(next_token_weight=0.0, contrastive_weight=1.0)
 CONFIGS = {
     "pretrain": tiny_config(),
+    "distillation": tiny_config(loss=LossConfig(distillation_weight=0.5)),
     "anchored": ANCHORED,
     "instruct": tiny_config(stage="instruct"),
     "retrieval": tiny_config(stage="retrieval"),
@@ -72,7 +76,8 @@ def stage_batch(config: StepConfig, *examples: Example, **how: Any) -> Batch:
     """Return examples as a batch of the stage; five uneven ones, or four with candidates, where none are given."""
     if config.stage in CHOOSING:
         return tiny_batch(*(examples or choosing_examples()), top_k=TOP_K, **how)
-    return tiny_batch(*(examples or EXAMPLES), **how)
+    read = examples or EXAMPLES
+    return tiny_batch(*(map(as_text, read) if config.loss.distillation_weight else read), **how)
 
 
 def cut(labels: list[int], config: StepConfig | None = None) -> list[Batch]:
@@ -218,6 +223,32 @@ def test_the_compiled_loss_of_anchored_memory_equals_the_uncompiled() -> None:
     params = {**params, "anchor_gain": mx.full((HIDDEN,), 0.4)}
     loss = mx.compile(train_step)(params, batch_of(golden)).loss
     assert loss.item() == pytest.approx(train_step(params, batch_of(golden)).loss.item(), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_compiled_step_beside_a_teacher_equals_the_uncompiled() -> None:
+    base, config, params, *_ = golden = load_reference("stage1")
+    config = msgspec.structs.replace(config, loss=LossConfig(distillation_weight=0.5))
+    rows, where, _, mask = batch_of(golden)[2:6]
+    batch = batch_of(golden)._replace(teacher=Teacher(rows, where, mask))
+    teacher = tree_map(lambda leaf: 2 * leaf, params["adapters"]["compressor"])
+    mx.eval(teacher)
+    train_step = make_train_step(base, config, {"adapters": {"teacher": teacher}})
+    assert train_step(params, batch).metrics["distillation"].item() > 0
+    assert_close(mx.compile(train_step)(params, batch), train_step(params, batch), 5e-5)
+
+
+def test_packed_parameters_are_taught_alike() -> None:
+    config = CONFIGS["distillation"]
+    trained, _ = trained_leaves(config, tiny_params(BASE, config))
+    read = {"adapters": {"teacher": tiny_adapter(BASE.module, seed=9, rank=3)}}
+    packing, batch = packing_of(trained), stage_batch(config)
+    packed = make_train_step(BASE, config, read, packing=packing)(pack(packing, trained), batch)
+    plain = make_train_step(BASE, config, read)(trained, batch)
+    assert_close(packed.metrics, plain.metrics, 1e-6)
+    assert_close(packed.grads, pack(packing, plain.grads), 1e-5)
+    alone = make_train_step(BASE, config)(trained, batch).metrics["distillation"].item()
+    assert abs(alone - plain.metrics["distillation"].item()) > 0.01
 
 
 def counted(function: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:

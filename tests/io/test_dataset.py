@@ -25,7 +25,6 @@ from clara.io.dataset import (
     WINDOW,
     Feed,
     StepBatch,
-    check_records,
     choose_task,
     cloze_record,
     distinct_documents,
@@ -36,8 +35,8 @@ from clara.io.dataset import (
     step_tasks,
     training_batches,
 )
-from clara.io.errors import ClaraError
 from clara.io.examples import Encoder, encode_document, encode_record
+from clara.io.fitting import check_records
 from clara.io.records import Record, document_records, read_records
 from clara.shell.setup import Session
 
@@ -414,14 +413,6 @@ def test_sentences_that_do_not_fit_are_not_asked(
     assert [tight.tokenizer.hf.decode(row[:-1]) for rows in learnt for row in rows] == ["a"] * 3
 
 
-def test_a_document_of_the_pool_that_does_not_fit_is_named(encoder: Encoder, records: list[Record]) -> None:
-    tight = encoder._replace(max_tokens=300, doc_max_tokens=256)
-    config = changed(MIXED, paraphrase_share=0.0)
-    check_records(records, Feed(tight, config, pool=document_records([Record(docs=["d"], id="short")])))
-    with pytest.raises(ClaraError, match=r"^long, document 1: "):
-        check_records(records, Feed(tight, config, pool=document_records([Record(docs=["d", "x" * 500], id="long")])))
-
-
 def test_a_record_without_a_paraphrase_keeps_its_own_task() -> None:
     config = DataConfig(autoencode_share=0.5, paraphrase_share=1.0)
     assert shares(Record(docs=["d"], question="q", answer="a"), config, 0.0) == {"autoencode": 0.5, "qa": 0.5}
@@ -495,53 +486,6 @@ def test_evaluation_asks_the_records_own_task_and_nothing_random(encoder: Encode
     assert len(learnt) == 11 and one.target_mask.sum().item() == sum(
         len(answer) + 1 for record in records for answer in record.replies
     )
-
-
-@pytest.mark.parametrize(
-    ("config", "name"),
-    [
-        (changed(MIXED, autoencode_share=0.0, paraphrase_share=0.0), "long answer"),
-        (changed(MIXED, autoencode_share=0.0, paraphrase_share=0.5), "long paraphrase"),
-    ],
-)
-def test_the_record_that_cannot_be_trained_on_is_named(
-    encoder: Encoder, records: list[Record], config: DataConfig, name: str
-) -> None:
-    bad = {
-        "long answer": Record(id="long answer", docs=["d"], question="q", answer="a" * 400),
-        "long paraphrase": Record(id="long paraphrase", docs=["d"], question="q", answer="a", paraphrase="p" * 400),
-    }
-    tight = encoder._replace(max_tokens=400)
-    check_records(records, Feed(tight, config))
-    with pytest.raises(ClaraError, match=f"^{name}: .*max_tokens 400"):
-        check_records([*records, bad[name]], Feed(tight, config))
-
-
-def test_a_document_too_long_to_repeat_is_named_if_it_may_have_to_be(encoder: Encoder) -> None:
-    record = Record(id="novel", docs=["x" * 500], question="q", answer="a")
-    tight = encoder._replace(max_tokens=300, doc_max_tokens=256)
-    check_records([record], Feed(tight, changed(MIXED, autoencode_share=0.0)))
-    with pytest.raises(ClaraError, match=r"^novel: "):
-        check_records([record], Feed(tight, MIXED))
-
-
-@pytest.mark.parametrize(
-    "record",
-    [
-        Record(id="r", docs=["d"], question=["q", "q"], answers=["a", "a" * 200]),
-        Record(id="r", docs=["d"], data_type="paraphrase", paraphrase="p" * 100),
-    ],
-    ids=["the answer of a later question", "a longer wording"],
-)
-def test_what_passes_the_check_can_be_trained_on_in_every_epoch(encoder: Encoder, record: Record) -> None:
-    first = msgspec.structs.replace(record, question=record.questions[:1], answers=record.replies[:1])
-    tight = encoder._replace(max_tokens=len(encode_record(encoder, first, record.data_type).tokens))
-    config = DataConfig(batch_size=1, qa_form="turns")
-    try:
-        check_records([record], Feed(tight, config))
-    except ClaraError:
-        return  # refused before the first step: that is as good
-    assert len(list(training_batches([record], tight, config, 6))) == 6
 
 
 @pytest.fixture(scope="module")

@@ -32,20 +32,24 @@ def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
     return read_records(str(write_records(tmp_path_factory.mktemp("data") / "data.jsonl", range(30))))
 
 
-def shape(batch: Batch) -> tuple[int, int, int]:
-    """Return the widths of a batch: of documents, decoder rows, answers."""
+def shape(batch: Batch) -> tuple[int, ...]:
+    """Return the widths of a batch: of documents, decoder rows, answers, and a teacher's rows where it has some."""
     assert isinstance(batch.documents, Documents)
-    return batch.documents.tokens.shape[1], batch.tokens.shape[1], batch.targets.shape[1]
+    taught = [batch.teacher.tokens.shape[1]] if batch.teacher else []
+    return batch.documents.tokens.shape[1], batch.tokens.shape[1], batch.targets.shape[1], *taught
 
 
+@pytest.mark.parametrize("teacher", [False, True])
 @pytest.mark.parametrize("cloze_share", [0.0, 1.0])
 def test_all_batches_of_a_run_have_the_widths_that_were_measured(
-    encoder: Encoder, records: list[Record], cloze_share: float
+    encoder: Encoder, records: list[Record], cloze_share: float, teacher: bool
 ) -> None:
-    feed = Feed(encoder, msgspec.structs.replace(CONFIG, cloze_share=cloze_share))
-    widths = measured_widths(records, feed, 20, compresses=True)
+    feed = Feed(encoder, msgspec.structs.replace(CONFIG, cloze_share=cloze_share), teacher=teacher)
+    measured = measured_widths(records, feed, 20, compresses=True)
+    widths = measured if teacher else measured[:3]
+    assert bool(measured.taught) == teacher
     assert all(1 <= len(each) <= 2 for each in widths)
-    shapes = {shape(b) for step in training_batches(records, feed._replace(widths=widths), 20) for b in step.batches}
+    shapes = {shape(b) for step in training_batches(records, feed._replace(widths=measured), 20) for b in step.batches}
     for found, allowed in zip(zip(*shapes, strict=True), widths, strict=True):
         assert set(found) <= set(allowed) and max(found) == allowed[-1]
     every = {shape(b) for step in training_batches(records, feed, 20) for b in step.batches}

@@ -38,6 +38,7 @@ def read(*argv: str) -> Options:
 BESIDE = {
     "loss/contrastive_weight": ["--stage", "end_to_end"],
     "patience": ["--eval-every", "5"],
+    "teacher": ["--distillation-weight", "1"],
     "data/autoencode_floor": ["--autoencode-share", "0.9"],
 }
 """What has to be given for an option to be changed by itself."""

@@ -116,10 +116,10 @@ def test_the_stages_have_the_settings_of_the_papers_table() -> None:
     found = {stage: to_options(stage_defaults(stage)) for stage in STAGES}
     weights = {stage: tuple(options.loss.weights.values()) for stage, options in found.items()}
     assert weights == {
-        "pretrain": (1.0, 0.1, 0.0),
-        "instruct": (1.0, 0.1, 0.0),
-        "retrieval": (0.0, 0.0, 1.0),
-        "end_to_end": (1.0, 0.0, 0.0),
+        "pretrain": (1.0, 0.1, 0.0, 0.0),
+        "instruct": (1.0, 0.1, 0.0, 0.0),
+        "retrieval": (0.0, 0.0, 1.0, 0.0),
+        "end_to_end": (1.0, 0.0, 0.0, 0.0),
     }
     assert [found[stage].data.batch_size for stage in STAGES] == [128, 128, 32, 32]
     assert [found[stage].optimizer.learning_rate for stage in STAGES] == [1e-4, 1e-4, 1e-4, 5e-6]
@@ -138,6 +138,15 @@ def test_the_stages_have_the_settings_of_the_papers_table() -> None:
         (
             {"stage": "end_to_end", "loss": {"alignment_weight": 0}, "data": {"reads": "text"}},
             ["stage end_to_end choo"],
+        ),
+        ({"teacher": "runs/text"}, ["teacher runs/text", "distillation_weight is 0", "wanted a weight"]),
+        (
+            {"loss": {"alignment_weight": 0, "distillation_weight": 1}, "data": {"reads": "text"}},
+            ["distillation_weight 1.0", "with reads text", "wanted 0"],
+        ),
+        (
+            {"stage": "end_to_end", "loss": {"alignment_weight": 0, "distillation_weight": 1}},
+            ["distillation_weight 1.0", "stage end_to_end has no teacher", "for stage pretrain or instruct alone"],
         ),
         ({"patience": 2}, ["patience 2", "wanted held-out data, eval_every and keep_best"]),
         ({"patience": 2, "eval_every": 5, "keep_best": ""}, ["patience 2"]),

@@ -11,20 +11,23 @@ from clara.shell.setup import Session
 from clara.shell.stores import reads_text, session_of
 
 
-def text_checkpoint(source: str, base: str) -> Checkpoint:
-    """Return the newest checkpoint of a run that was trained on text. base: fingerprint of the base that it must have.
+def text_checkpoint(
+    source: str, base: str | None, option: str = "--text-checkpoint", beside: str = "--checkpoint"
+) -> Checkpoint:
+    """Return the newest checkpoint of a run that was trained on text.
 
-    Raises ClaraError for another base, and for a run that was trained on memory.
+    base: fingerprint of the base that it must have, that of `beside`; None for any. option: what names the run. Raises
+    ClaraError for another base, and for a run that was trained on memory.
     """
     checkpoint, problems = newest_checkpoint(run_path(source))
     for problem in problems:
         print(f"skipped a damaged checkpoint: {problem}")
     if not reads_text(checkpoint):
-        raise ClaraError(f"--text-checkpoint {source}: was trained on memory; wanted a run with data.reads text")
-    if checkpoint.manifest.base != base:
+        raise ClaraError(f"{option} {source}: was trained on memory; wanted a run with data.reads text")
+    if base is not None and checkpoint.manifest.base != base:
         raise ClaraError(
-            f"--text-checkpoint {source}: was trained on another base (fingerprint {checkpoint.manifest.base}) than "
-            f"--checkpoint (fingerprint {base}); wanted the same"
+            f"{option} {source}: was trained on another base (fingerprint {checkpoint.manifest.base}) than "
+            f"{beside} (fingerprint {base}); wanted the same"
         )
     return checkpoint
 

@@ -1,0 +1,63 @@
+"""Whether every record of a run fits into its rows: seen before the first step, encoding only what is in doubt."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+from clara.core.collate import Example
+from clara.io.dataset import Feed, encode_example
+from clara.io.examples import turns
+from clara.io.records import Record
+
+SPARE = 16
+"""Tokens that a row may have beyond those of its parts, where these are encoded as one."""
+
+
+def check_records(records: Sequence[Record], feed: Feed) -> None:
+    """See that every record fits in each of its forms, and those of the feed's pool.
+
+    Raises ClaraError, naming the record, for one that does not. Of several questions in one row each is tried alone:
+    where all do not fit, fewer are taken. A text has no more tokens than bytes, so that most records need not be
+    encoded; with a teacher, whose answers have to have the same tokens, all are.
+    """
+
+    @functools.cache
+    def frame(documents: int, task: str) -> int:
+        """Return the most tokens that a row has where all of its texts are empty."""
+        blank = Record(docs=[""] * documents, question=[""], answers=[""], paraphrase="", pos_index=[0])
+        return max(len(example.tokens) for example in forms(blank, feed, task))
+
+    for record in (*records, *feed.pool):
+        for task in sorted(tasks_of(record, feed)):
+            most = frame(len(record.docs), task) + text_bytes(record, feed, task) + SPARE
+            if feed.teacher or most > feed.encoder.max_tokens:
+                for _ in forms(record, feed, task):
+                    pass
+
+
+def tasks_of(record: Record, feed: Feed) -> set[str]:
+    """Return the tasks that a record may have in the feed's stage."""
+    config, tasks = feed.config, {record.data_type}
+    if feed.stage == "pretrain":
+        tasks |= {"paraphrase"} if config.paraphrase_share and record.paraphrase else set()
+        tasks |= {"autoencode"} if config.autoencode_share and not feed.pool else set()
+    return tasks
+
+
+def forms(record: Record, feed: Feed, task: str) -> Iterator[Example]:
+    """Yield every example of a record under a task, each with one of its questions."""
+    for turn in range(turns(feed.encoder, record, task)):
+        yield encode_example(feed, record, task, turn, feed.config.qa_form, most=1)
+
+
+def text_bytes(record: Record, feed: Feed, task: str) -> int:
+    """Return the bytes of a record's texts in its longest row, of a document as many as it may have tokens at most."""
+    documents = [min(len(text.encode()), feed.encoder.doc_max_tokens) for text in record.docs]
+    read = sum(documents) if feed.encoder.reads == "text" else 0
+    if task == "autoencode":
+        return read + documents[0]
+    if task == "paraphrase":
+        return read + max(len(text.encode()) for text in [record.paraphrase or "", *record.replies])
+    pairs = zip(record.questions, record.replies, strict=False)
+    return read + max((len((question + answer).encode()) for question, answer in pairs), default=0)
