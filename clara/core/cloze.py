@@ -6,11 +6,10 @@ Salient span masking, REALM (arXiv 2002.08909, section 3.4), with rules in the p
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from itertools import count
 from typing import NamedTuple
 
 from clara.core.breaks import SENTENCE, places
+from clara.core.draws import numbers
 
 BLANK = "___"
 """What stands where the span was."""
@@ -93,7 +92,7 @@ def cloze_pairs(text: str, seed: int, most: int) -> list[tuple[str, str]]:
     sentence without any, a word of five letters or more. Which one is drawn by seed, any integer. Every draw of a text
     is empty or none is.
     """
-    draws = _numbers(seed)
+    draws = numbers(seed)
     pairs: list[tuple[str, str]] = []
     said = ""
     for sentence in sorted(sentences(text), key=lambda _: next(draws)):
@@ -191,13 +190,3 @@ def _blanked(sentence: str, span: Span) -> str:
     if len(after) > room - left:
         after = after[: room - left].rpartition(" ")[0]
     return f"{before}{BLANK}{after}"
-
-
-def _numbers(seed: int) -> Iterator[int]:
-    """Yield a sequence of numbers in [0, 2^64) that seed draws: SplitMix64 (Steele, Lea and Flood, 2014)."""
-    mask = 2**64 - 1
-    for i in count(1):
-        z = (seed + i * 0x9E3779B97F4A7C15) & mask
-        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        yield z ^ (z >> 31)

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import bisect
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
-import msgspec
 import numpy as np
 
-from clara.core.cloze import cloze_pairs
 from clara.core.collate import EVERY, DocumentTable, Example, Tokens, collate, document_table
 from clara.core.config import CHOOSING, Stage
+from clara.core.counterfactual import Answers
 from clara.core.types import Batch
 from clara.core.widths import Widths
+from clara.io.altered import cloze_record, counterfactual_record
 from clara.io.data_config import DataConfig
-from clara.io.examples import Encoder, encode_choice, encode_document, encode_record, shortened
+from clara.io.examples import Encoder, encode_choice, encode_document, encode_record
 from clara.io.records import Record
 from clara.io.taught import with_teacher
 
@@ -34,6 +33,8 @@ class Feed(NamedTuple):
     """The memories of documents, float[n, M, D], where batches carry them in place of tokens."""
     pool: Sequence[Record] = ()
     """Documents that examples of `pretrain` repeat or fill in, a record each; none: those of their own records."""
+    answers: Answers = Answers({}, {})
+    """What documents are made to say in the place of their answers, where `counterfactual_share` has them do so."""
     widths: Widths = EVERY
     """What lengths are padded to, where not to every multiple."""
     in_batch_negatives: bool = False
@@ -59,9 +60,6 @@ TURN = 40
 
 NEAR = 256
 """Documents of a pool, of nearly one length, that one of them is drawn from."""
-
-MOST_BLANKS = 8
-"""Sentences of a document that one example fills in, at most."""
 
 WINDOW = 16
 """Batches whose records are sorted by length together: padding shrinks, order stays nearly random."""
@@ -160,7 +158,7 @@ def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float
     """
     config, pool = feed.config, feed.pool
     if feed.stage != "pretrain":
-        return [(record, record.data_type) for record in records]
+        return said_otherwise([(record, record.data_type) for record in records], feed, step)
     draws = np.random.default_rng([config.seed, 1, step]).random(len(records))
     places = np.random.default_rng([config.seed, 4, step]).random(len(records))
     seeds = np.random.default_rng([config.seed, 5, step]).integers(2**63, size=len(records)).tolist()
@@ -175,22 +173,26 @@ def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float
         task = choose_task(record, config, draw, progress)
         asked = cloze_record(feed.encoder, record, seed) if task == "cloze" else None
         found.append((own, own.data_type) if task == "cloze" and asked is None else (asked or record, task))
-    return found
+    return said_otherwise(found, feed, step)
 
 
-def cloze_record(encoder: Encoder, record: Record, seed: int) -> Record | None:
-    """Return the record with sentences of its document to fill in, drawn by seed, as its questions.
+def said_otherwise(chosen: list[tuple[Record, str]], feed: Feed, step: int) -> list[tuple[Record, str]]:
+    """Return the examples of a step, the documents of some that answer questions made to say otherwise.
 
-    They are of what is read of the document, its first doc_max_tokens. None where there is none, or the first does not
-    fit into max_tokens.
+    They are `counterfactual_share` of them, drawn by (seed, step, place); what cannot be made to stays as it is.
     """
-    pairs = cloze_pairs(shortened(encoder, record.docs[0]), seed, MOST_BLANKS)
-    if not pairs:
-        return None
-    questions, answers = ([pair[i] for pair in pairs] for i in (0, 1))
-    asked = msgspec.structs.replace(record, question=questions, answers=answers)
-    whole = encode_record(encoder._replace(max_tokens=sys.maxsize), asked, "cloze", most=1)
-    return asked if len(whole.tokens) <= encoder.max_tokens else None
+    config = feed.config
+    if not config.counterfactual_share or feed.stage in CHOOSING:
+        return chosen
+    rng = np.random.default_rng([config.seed, 6, step])
+    draws, seeds = rng.random(len(chosen)), rng.integers(2**63, size=len(chosen)).tolist()
+    form = "one" if feed.stage == "instruct" else config.qa_form
+    found = list[tuple[Record, str]]()
+    for (record, task), draw, seed in zip(chosen, draws, seeds, strict=True):
+        taken = task == "qa" and draw < config.counterfactual_share
+        changed = counterfactual_record(feed.encoder, record, feed.answers, seed, form) if taken else None
+        found.append((changed or record, task))
+    return found
 
 
 def longest_row(record: Record, feed: Feed) -> int:

@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 
 from clara.core.collate import CANDIDATE_MULTIPLE, Tokens
 from clara.core.config import CHOOSING, StepConfig
+from clara.core.counterfactual import answer_table
 from clara.core.footprint import Load, recomputed_layers, shapes_of, step_bytes
 from clara.core.optim import adamw
 from clara.core.packing import Packing, pack, pack_state, packing_of, unpack, unpack_state
@@ -180,6 +181,8 @@ def feed_of(options: Options, session: Session, records: Sequence[Record]) -> Fe
     negatives = options.retrieval.in_batch_negatives and options.loss.contrastive_weight > 0
     top_k, pool = options.retrieval.top_k, read_pool(options)
     feed = Feed(session.encoder, options.data, options.stage, top_k, pool=pool, in_batch_negatives=negatives)
+    if options.data.counterfactual_share:
+        feed = feed._replace(answers=answer_table(answer for record in records for answer in record.replies))
     feed = feed._replace(teacher=options.loss.distillation_weight > 0)
     if not options.data.length_buckets:
         return feed

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import mlx.core as mx
 from mlx.utils import tree_reduce
 
+from clara.core.config import CHOOSING
 from clara.core.types import Params
 from clara.io.cuda import keep_kernels
 from clara.io.evaluation.labels import SCORES, rank_labels
@@ -45,6 +46,8 @@ def idle_lines(options: Options) -> list[str]:
         notes.append("autoencode_data is not read: autoencode_share and cloze_share are 0")
     if data.cloze_share and options.stage != "pretrain":
         notes.append(f"cloze_share changes nothing: stage {options.stage} fills in no sentences")
+    if data.counterfactual_share and options.stage in CHOOSING:
+        notes.append(f"counterfactual_share changes nothing: stage {options.stage} reads documents as they are")
     if options.retrieval.in_batch_negatives and not options.loss.contrastive_weight:
         notes.append("in_batch_negatives changes nothing: contrastive_weight is 0")
     return [f"note      {note}" for note in notes]

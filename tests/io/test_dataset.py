@@ -20,13 +20,13 @@ from clara.core.config import LossConfig, Relevance, RetrievalConfig, Stage, Ste
 from clara.core.stages import stage_counts, trained_leaves
 from clara.core.step import make_train_step
 from clara.core.types import Batch, Documents, StepResult
+from clara.io.altered import cloze_record
 from clara.io.data_config import DataConfig
 from clara.io.dataset import (
     WINDOW,
     Feed,
     StepBatch,
     choose_task,
-    cloze_record,
     distinct_documents,
     epoch_plan,
     evaluation_batches,

@@ -111,6 +111,10 @@ def test_an_evaluation_of_a_choosing_stage_tells_how_candidates_rank_and_how_ans
             ["cloze_share changes nothing: stage instruct fills in no sentences"],
         ),
         (
+            {"stage": "end_to_end", "loss": {"alignment_weight": 0}, "data": {"counterfactual_share": 0.5}},
+            ["counterfactual_share changes nothing: stage end_to_end reads documents as they are"],
+        ),
+        (
             {"stage": "end_to_end", "loss": {"alignment_weight": 0}, "retrieval": {"in_batch_negatives": True}},
             ["in_batch_negatives changes nothing: contrastive_weight is 0"],
         ),

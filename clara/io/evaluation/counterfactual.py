@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from clara.core.counterfactual import JUDGEMENTS, bounded, form_of, kind_of, stands
 from clara.core.scoring import normalize_answer
 from clara.io.evaluation.formats import Question
 
 MARK = "#counterfactual"
 """What the id of such a question ends with."""
-JUDGEMENTS = {"yes", "no", "true", "false"}
-"""Answers that a document does not state by holding them."""
 
 
 def counterfactual(questions: Sequence[Question], seed: int) -> tuple[list[Question], int]:
@@ -65,28 +64,3 @@ def rewritten(question: Question, new: str) -> Question:
     golds = "|".join(map(bounded, sorted(question.golds, key=len, reverse=True)))
     documents = tuple(re.sub(golds, lambda match: new, text) for text in question.documents)
     return question._replace(id=question.id + MARK, golds=(new,), documents=documents, keywords=())
-
-
-def stands(answer: str, texts: Sequence[str], flags: int = 0) -> bool:
-    """Return whether an answer stands in one of the texts, at word borders."""
-    pattern = re.compile(bounded(answer), flags)
-    return any(pattern.search(text) for text in texts)
-
-
-def bounded(answer: str) -> str:
-    """Return the pattern of an answer that is no part of a longer word or number: 20 is not in 1,020 nor in 20.5."""
-    return rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w)(?![.,]\d)"
-
-
-def kind_of(answer: str) -> str:
-    """Return number for an answer with a digit, name for one with a capitalised word, else words."""
-    if any(character.isdigit() for character in answer):
-        return "number"
-    return "name" if any(word[0].isupper() for word in answer.split()) else "words"
-
-
-def form_of(answer: str) -> str:
-    """Return what an answer looks like: of a number its digits as 0 and its words as a, else the number of words."""
-    if kind_of(answer) == "number":
-        return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d", "0", answer))
-    return str(len(answer.split()))

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from clara.io.evaluation.counterfactual import counterfactual, form_of, kind_of, stands
+from clara.io.evaluation.counterfactual import counterfactual
 from clara.io.evaluation.formats import Question
 
 FACTS = [
@@ -92,20 +92,3 @@ def test_of_no_equal_form_the_same_number_of_words_is_taken_else_any() -> None:
     ]
     found = {each.id[0]: each.golds[0] for each in counterfactual(questions, 0)[0]}
     assert (found["a"], found["b"]) == ("12", "1850") and found["c"] in ("12", "1850")
-
-
-@pytest.mark.parametrize(
-    ("answer", "kind", "form"),
-    [
-        ("1810", "number", "0000"),
-        ("2 May 1901", "number", "0 a 0000"),
-        ("the Eiffel Tower", "name", "3"),
-        ("solo piano", "words", "2"),
-    ],
-)
-def test_kinds_and_forms(answer: str, kind: str, form: str) -> None:
-    assert (kind_of(answer), form_of(answer)) == (kind, form)
-
-
-def test_an_answer_stands_at_word_borders() -> None:
-    assert stands("C++", ["In C++, or not."]) and stands("20", ["Of 20."]) and not stands("20", ["20,5"])

@@ -1,0 +1,122 @@
+"""Documents that are made to say otherwise: another answer of the same kind stands in the place of the right one.
+
+Who then answers as the document says has read it, and not remembered. Entity substitution, arXiv 2109.05052.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+from clara.core.draws import numbers
+from clara.core.scoring import normalize_answer
+
+JUDGEMENTS = {"yes", "no", "true", "false"}
+"""Answers that a document does not state by holding them."""
+
+MOST_CHARACTERS = 60
+"""Longest answer that is replaced in training, or stands in the place of another."""
+
+FEW = 20
+"""Answers of one form below which any of their kind will do."""
+
+TRIES = 4
+"""Answers that are drawn for one, at most."""
+
+Pair = tuple[str, str]
+"""A question and its answer."""
+
+
+class Answers(NamedTuple):
+    """Answers to draw others from."""
+
+    forms: dict[tuple[str, str], list[str]]
+    """By (kind, form)."""
+    kinds: dict[str, list[str]]
+    """By kind."""
+
+
+def kind_of(answer: str) -> str:
+    """Return number for an answer with a digit, name for one with a capitalised word, else words."""
+    if any(character.isdigit() for character in answer):
+        return "number"
+    return "name" if any(word[0].isupper() for word in answer.split()) else "words"
+
+
+def form_of(answer: str) -> str:
+    """Return what an answer looks like: of a number its digits as 0 and its words as a, else the number of words."""
+    if kind_of(answer) == "number":
+        return re.sub(r"[^\W\d_]+", "a", re.sub(r"\d", "0", answer))
+    return str(len(answer.split()))
+
+
+def bounded(answer: str) -> str:
+    """Return the pattern of an answer that is no part of a longer word or number: 20 is not in 1,020 nor in 20.5."""
+    return rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w)(?![.,]\d)"
+
+
+def stands(answer: str, texts: Iterable[str], flags: int = 0) -> bool:
+    """Return whether an answer stands in one of the texts, at word borders."""
+    pattern = re.compile(bounded(answer), flags)
+    return any(pattern.search(text) for text in texts)
+
+
+def answer_table(answers: Iterable[str]) -> Answers:
+    """Return answers as a table to draw others from, each once, in order; too long ones and judgements are left out."""
+    forms, kinds = dict[tuple[str, str], list[str]](), dict[str, list[str]]()
+    for answer in dict.fromkeys(map(str.strip, answers)):
+        if replaceable(answer):
+            kind = kind_of(answer)
+            forms.setdefault((kind, form_of(answer)), []).append(answer)
+            kinds.setdefault(kind, []).append(answer)
+    return Answers(forms, kinds)
+
+
+def replaceable(answer: str) -> bool:
+    """Return whether an answer is such as a document states by holding it, and short."""
+    return 0 < len(answer) <= MOST_CHARACTERS and normalize_answer(answer) not in JUDGEMENTS | {""}
+
+
+def otherwise(
+    documents: Sequence[str], pairs: Sequence[Pair], table: Answers, seed: int
+) -> tuple[list[str], list[Pair]] | None:
+    """Return documents that say otherwise, and the questions with the answers that they then have; None where none can.
+
+    Each answer that stands in a document gives way to one of the table, everywhere, drawn by seed: of its form where
+    there are more than `FEW`, else of its kind. One that is part of a question, or of another answer, stays; so does
+    one without another that is new to documents and questions. A question whose answer stayed is left out where the
+    documents do not hold it.
+    """
+    draws = numbers(seed)
+    texts, answers, questions = list(documents), [answer for _, answer in pairs], [question for question, _ in pairs]
+    for i in sorted(range(len(pairs)), key=lambda _: next(draws)):
+        old, others = answers[i], [*answers[:i], *answers[i + 1 :]]
+        if not replaceable(old) or not stands(old, texts) or stands(old, questions, re.IGNORECASE):
+            continue
+        if any(old in other or other in old for other in others):
+            continue
+        if (new := drawn(old, [*texts, *questions], table, draws)) is not None:
+            texts = [re.sub(bounded(old), lambda match, new=new: new, text) for text in texts]  # type: ignore[misc]
+            answers[i] = new
+    if answers == [answer for _, answer in pairs]:
+        return None
+    kept = [
+        (question, answer)
+        for (question, before), answer in zip(pairs, answers, strict=True)
+        if answer != before or stands(answer, texts)
+    ]
+    return texts, kept
+
+
+def drawn(old: str, texts: Sequence[str], table: Answers, draws: Iterator[int]) -> str | None:
+    """Return another answer than the old one, as `otherwise` draws it; None where none of `TRIES` will do."""
+    kind = kind_of(old)
+    same = table.forms.get((kind, form_of(old)), [])
+    same = same if len(same) > FEW else table.kinds.get(kind, [])
+    for _ in range(TRIES if same else 0):
+        new = same[next(draws) % len(same)]
+        alike = new.lower() in old.lower() or old.lower() in new.lower()
+        if not alike and not stands(new, texts, re.IGNORECASE):
+            return new
+    return None

@@ -1,0 +1,49 @@
+"""Records with other questions than their own, or with documents that say otherwise; each a function of a seed."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+
+from clara.core.cloze import cloze_pairs
+from clara.core.counterfactual import Answers, otherwise
+from clara.io.examples import Encoder, encode_record, shortened
+from clara.io.records import Record
+
+MOST_BLANKS = 8
+"""Sentences of a document that one example fills in, at most."""
+
+
+def cloze_record(encoder: Encoder, record: Record, seed: int) -> Record | None:
+    """Return the record with sentences of its document to fill in, drawn by seed, as its questions.
+
+    They are of what is read of the document, its first doc_max_tokens. None where there is none, or the first does not
+    fit into max_tokens.
+    """
+    pairs = cloze_pairs(shortened(encoder, record.docs[0]), seed, MOST_BLANKS)
+    if not pairs:
+        return None
+    questions, answers = ([pair[i] for pair in pairs] for i in (0, 1))
+    asked = msgspec.structs.replace(record, question=questions, answers=answers)
+    whole = encode_record(encoder._replace(max_tokens=sys.maxsize), asked, "cloze", most=1)
+    return asked if len(whole.tokens) <= encoder.max_tokens else None
+
+
+def counterfactual_record(
+    encoder: Encoder, record: Record, answers: Answers, seed: int, form: str = "turns"
+) -> Record | None:
+    """Return the record with other answers in its documents, and those of its questions that then have one.
+
+    They are drawn by seed from answers, as `otherwise` has it; form: as in `encode_record`. None where no answer can
+    give way, or one question does not fit into max_tokens.
+    """
+    made = otherwise(record.docs, list(zip(record.questions, record.replies, strict=True)), answers, seed)
+    if made is None:
+        return None
+    docs, pairs = made
+    questions, replies = ([pair[i] for pair in pairs] for i in (0, 1))
+    changed = msgspec.structs.replace(record, docs=docs, question=questions, answers=replies)
+    whole = encoder._replace(max_tokens=sys.maxsize)
+    rows = (encode_record(whole, changed, "qa", turn, form, most=1) for turn in range(len(pairs)))
+    return changed if all(len(row.tokens) <= encoder.max_tokens for row in rows) else None
