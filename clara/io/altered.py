@@ -8,7 +8,7 @@ import msgspec
 
 from clara.core.cloze import cloze_pairs
 from clara.core.counterfactual import Answers, otherwise
-from clara.io.examples import Encoder, encode_record, shortened
+from clara.io.examples import Encoder, encode_record, shortened, surely_fits
 from clara.io.records import Record
 
 MOST_BLANKS = 8
@@ -36,7 +36,7 @@ def counterfactual_record(
     """Return the record with other answers in its documents, and those of its questions that then have one.
 
     They are drawn by seed from answers, as `otherwise` has it; form: as in `encode_record`. None where no answer can
-    give way, or one question does not fit into max_tokens.
+    give way, or one question does not surely fit into max_tokens.
     """
     made = otherwise(record.docs, list(zip(record.questions, record.replies, strict=True)), answers, seed)
     if made is None:
@@ -44,6 +44,4 @@ def counterfactual_record(
     docs, pairs = made
     questions, replies = ([pair[i] for pair in pairs] for i in (0, 1))
     changed = msgspec.structs.replace(record, docs=docs, question=questions, answers=replies)
-    whole = encoder._replace(max_tokens=sys.maxsize)
-    rows = (encode_record(whole, changed, "qa", turn, form, most=1) for turn in range(len(pairs)))
-    return changed if all(len(row.tokens) <= encoder.max_tokens for row in rows) else None
+    return changed if surely_fits(encoder, changed, form) else None

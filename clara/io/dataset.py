@@ -16,7 +16,7 @@ from clara.core.types import Batch
 from clara.core.widths import Widths
 from clara.io.altered import cloze_record, counterfactual_record
 from clara.io.data_config import DataConfig
-from clara.io.examples import Encoder, encode_choice, encode_document, encode_record
+from clara.io.examples import Encoder, acquainted_encoder, encode_choice, encode_document, encode_record
 from clara.io.records import Record
 from clara.io.taught import with_teacher
 
@@ -236,7 +236,9 @@ def step_batch(
     mine = range(rank, len(cuts), ranks)
     whole = feed.in_batch_negatives and feed.stage in CHOOSING and feed.memory is not None
     read = range(len(cuts)) if whole else mine
-    parts = {i: [encode_example(feed, record, task, turn, config.qa_form) for record, task in cuts[i]] for i in read}
+    texts = (text for i in read for record, task in cuts[i] for text in texts_of(record, task))
+    near = feed._replace(encoder=acquainted_encoder(feed.encoder, texts))
+    parts = {i: [encode_example(near, record, task, turn, config.qa_form) for record, task in cuts[i]] for i in read}
     table = table_of(feed, [example for part in parts.values() for example in part]) if whole else None
     batches = [to_batch(feed, parts[i], keys[i], table) for i in mine]
     tokens = sum(real_tokens(example) for i in mine for example in parts[i])
@@ -250,6 +252,12 @@ def step_cuts(
     chosen = sorted(step_tasks(records, feed, step, step / total_steps), key=lambda one: extent(*one))
     count = min(-(-feed.config.accumulate // ranks) * ranks, len(chosen))
     return [[chosen[place] for place in cut] for cut in np.array_split(np.arange(len(chosen)), count)]
+
+
+def texts_of(record: Record, task: str) -> list[str]:
+    """Return the texts of a record that an example of a task is made of."""
+    asked = {"autoencode": [], "paraphrase": [record.paraphrase or ""]}.get(task, record.questions)
+    return [*record.docs, *asked, *([] if task == "autoencode" else record.replies)]
 
 
 def real_tokens(example: Example) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 from clara.core.collate import ANSWER, FIXED, INPUT, Example, document_slot_ids, frame_document, truncate
@@ -11,16 +12,14 @@ from clara.core.config import Layout, MemoryConfig
 from clara.core.prompts import MEMORY, QUESTION, Prompts, Wording
 from clara.io.errors import ClaraError
 from clara.io.records import Record
-from clara.io.tokens import Tokenizer, chat_parts, decode, encode, encode_parts
-
-Row = tuple[list[int], list[int]]
-"""Tokens and their roles."""
-
-Inserts = dict[str, tuple[str, int, int | None]]
-"""What stands in for a slot: text, role, and the number of tokens that it is cut to."""
+from clara.io.rows import Inserts, ended, joined_row, plain_row
+from clara.io.tokens import Piece, Tokenizer, acquainted, chat_parts, decode, encode, encode_parts
 
 QUESTION_MAX_TOKENS = 512
 """Longest question that documents are chosen by; the rest is cut off."""
+
+SPARE = 16
+"""Tokens that a row may have beyond those of its parts, where these are encoded as one."""
 
 
 class Turn(NamedTuple):
@@ -43,8 +42,15 @@ class Encoder(NamedTuple):
     prompts: Prompts
     render: Callable[[tuple[tuple[str, str], ...], tuple[str, ...]], list[str]]
     """The chat template's text of (role, content) messages, split at slots; remembered."""
+    fixed: Callable[[tuple[str, ...]], list[Piece]]
+    """What `encode_parts` gives for the texts around the slots; remembered."""
     reads: Literal["memory", "text"] = "memory"
     """What stands for the documents of an example that reads all of them: slots for their memory, or their text."""
+
+
+def acquainted_encoder(encoder: Encoder, texts: Iterable[str]) -> Encoder:
+    """Return the encoder with the tokens of texts at hand: one call of the tokenizer for all of them."""
+    return encoder._replace(tokenizer=acquainted(encoder.tokenizer, texts))
 
 
 def layout_for(tokenizer: Tokenizer, vocab_size: int, memory: MemoryConfig) -> Layout:
@@ -68,7 +74,11 @@ def make_encoder(
     def render(messages: tuple[tuple[str, str], ...], slots: tuple[str, ...]) -> list[str]:
         return chat_parts(tokenizer, [{"role": role, "content": text} for role, text in messages], slots)
 
-    return Encoder(tokenizer, layout, doc_max_tokens, max_tokens, prompts or Prompts(), render)
+    @functools.cache
+    def fixed(texts: tuple[str, ...]) -> list[Piece]:
+        return encode_parts(tokenizer, texts)
+
+    return Encoder(tokenizer, layout, doc_max_tokens, max_tokens, prompts or Prompts(), render, fixed)
 
 
 def encode_document(encoder: Encoder, text: str) -> tuple[int, ...]:
@@ -166,6 +176,34 @@ def turns(encoder: Encoder, record: Record, task: str) -> int:
     return {"qa": len(record.questions), "paraphrase": len(encoder.prompts.paraphrases)}.get(task, 1)
 
 
+def surely_fits(encoder: Encoder, record: Record, form: str = "turns") -> bool:
+    """Return whether each question of a record surely fits alone into a row; form: as in `encode_record`."""
+    whole = encoder._replace(max_tokens=sys.maxsize)
+    frame = encode_record(whole, blank_record(len(record.docs)), "qa", form=form)
+    return len(frame.tokens) + text_bytes(encoder, record, "qa") + SPARE <= encoder.max_tokens
+
+
+def blank_record(documents: int) -> Record:
+    """Return a record whose texts are all empty."""
+    return Record(docs=[""] * documents, question=[""], answers=[""], paraphrase="", pos_index=[0])
+
+
+def text_bytes(encoder: Encoder, record: Record, task: str) -> int:
+    """Return the bytes of a record's texts in its longest row with one question: it has no more tokens of them.
+
+    Of a document they are no more than the tokens that it may have.
+    """
+    documents = [min(len(text.encode("utf-8", "replace")), encoder.doc_max_tokens) for text in record.docs]
+    read = sum(documents) if encoder.reads == "text" else 0
+    if task == "autoencode":
+        return read + documents[0]
+    if task == "paraphrase":
+        texts = [record.paraphrase or "", *record.replies]
+    else:
+        texts = [question + answer for question, answer in zip(record.questions, record.replies, strict=False)]
+    return read + max((len(text.encode("utf-8", "replace")) for text in texts), default=0)
+
+
 def _pairs(record: Record, turn: int) -> list[tuple[str, str]]:
     """Return a record's questions with their answers, beginning with another one each turn."""
     pairs = list(zip(record.questions, record.replies, strict=True))
@@ -222,9 +260,11 @@ def _conversation(
             inserts[replied] = (turn.answer, ANSWER, turn.answer_max_tokens)
             messages.append(("assistant", replied))
     parts = _rendered(encoder, messages, tuple({slot("memory"): None, **inserts}))
-    fill = _joined_row if encoder.prompts.joined else _plain_row
-    row = fill(encoder.tokenizer, parts, inserts, memory)
-    tokens, roles = _ended(encoder.tokenizer, row, whole=encoder.prompts.joined)
+    if encoder.prompts.joined:
+        row = joined_row(encoder.tokenizer, parts, inserts, memory, slot("memory"))
+    else:
+        row = plain_row(encoder.tokenizer, parts[1::2], encoder.fixed(tuple(parts[::2])), inserts, memory)
+    tokens, roles = ended(encoder.tokenizer, row, whole=encoder.prompts.joined)
     framed = tuple(encode_document(encoder, text) for text in documents)
     return Example(name, framed, tuple(tokens), tuple(roles))
 
@@ -244,57 +284,3 @@ def _rendered(encoder: Encoder, messages: list[tuple[str, str]], slots: Sequence
             raise
     (_, system), (_, first), *rest = messages
     return encoder.render((("user", f"{system}\n{first}"), *rest), used)
-
-
-def _plain_row(tokenizer: Tokenizer, parts: list[str], inserts: Inserts, memory: list[int]) -> Row:
-    """Return the tokens of a conversation, what is inserted being encoded by itself, without special tokens."""
-    fixed = encode_parts(tokenizer, parts[::2])
-    segments = [(ids, FIXED) for ids, _ in fixed[:1]]
-    for name, (ids, _) in zip(parts[1::2], fixed[1:], strict=True):
-        if name in inserts:
-            text, role, limit = inserts[name]
-            segments.append((encode(tokenizer, text)[:limit], role))
-        else:
-            segments.append((memory, FIXED))
-        segments.append((ids, FIXED))
-    return [t for ids, _ in segments for t in ids], [role for ids, role in segments for _ in ids]
-
-
-def _joined_row(tokenizer: Tokenizer, parts: list[str], inserts: Inserts, memory: list[int]) -> Row:
-    """Return the tokens of a conversation, encoded as one text around the memory; roles follow the characters."""
-    texts, spans = [""], list[list[tuple[int, int, int]]]([[]])
-    for part in parts:
-        if part in inserts:
-            text, role, limit = inserts[part]
-            text = text if limit is None else decode(tokenizer, encode(tokenizer, text)[:limit])
-            spans[-1].append((len(texts[-1]), len(texts[-1]) + len(text), role))
-            texts[-1] += text
-        elif part == slot("memory"):
-            texts, spans = [*texts, ""], [*spans, []]
-        else:
-            texts[-1] += part
-    tokens, roles = list[int](), list[int]()
-    for i, (ids, starts) in enumerate(encode_parts(tokenizer, texts)):
-        tokens += ids if i == 0 else [*memory, *ids]
-        roles += [FIXED] * (0 if i == 0 else len(memory))
-        roles += [next((role for first, last, role in spans[i] if first <= s < last), FIXED) for s in starts]
-    return tokens, roles
-
-
-def _ended(tokenizer: Tokenizer, row: Row, whole: bool) -> Row:
-    """Return a row in which each answer owns its end token and, where the last turn is answered, nothing follows.
-
-    whole: what the chat template writes after the last answer is learnt with it, as in the original.
-    """
-    tokens, roles = row
-    roles = [
-        ANSWER if i and roles[i - 1] == ANSWER and role == FIXED and tokens[i] in tokenizer.eos_ids else role
-        for i, role in enumerate(roles)
-    ]
-    last = max((i for i, role in enumerate(roles) if role != FIXED), default=-1)
-    if last < 0 or roles[last] != ANSWER:
-        return tokens, roles
-    if whole and last + 1 < len(tokens):
-        return tokens, [*roles[: last + 1], *[ANSWER] * (len(tokens) - last - 1)]
-    tokens, roles = tokens[: last + 1], roles[: last + 1]
-    return (tokens, roles) if tokens[-1] in tokenizer.eos_ids else ([*tokens, tokenizer.eos_id], [*roles, ANSWER])

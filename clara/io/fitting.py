@@ -7,11 +7,8 @@ from collections.abc import Iterator, Sequence
 
 from clara.core.collate import Example
 from clara.io.dataset import Feed, encode_example
-from clara.io.examples import turns
+from clara.io.examples import SPARE, blank_record, text_bytes, turns
 from clara.io.records import Record
-
-SPARE = 16
-"""Tokens that a row may have beyond those of its parts, where these are encoded as one."""
 
 
 def check_records(records: Sequence[Record], feed: Feed) -> None:
@@ -25,12 +22,11 @@ def check_records(records: Sequence[Record], feed: Feed) -> None:
     @functools.cache
     def frame(documents: int, task: str) -> int:
         """Return the most tokens that a row has where all of its texts are empty."""
-        blank = Record(docs=[""] * documents, question=[""], answers=[""], paraphrase="", pos_index=[0])
-        return max(len(example.tokens) for example in forms(blank, feed, task))
+        return max(len(example.tokens) for example in forms(blank_record(documents), feed, task))
 
     for record in (*records, *feed.pool):
         for task in sorted(tasks_of(record, feed)):
-            most = frame(len(record.docs), task) + text_bytes(record, feed, task) + SPARE
+            most = frame(len(record.docs), task) + text_bytes(feed.encoder, record, task) + SPARE
             if feed.teacher or most > feed.encoder.max_tokens:
                 for _ in forms(record, feed, task):
                     pass
@@ -49,15 +45,3 @@ def forms(record: Record, feed: Feed, task: str) -> Iterator[Example]:
     """Yield every example of a record under a task, each with one of its questions."""
     for turn in range(turns(feed.encoder, record, task)):
         yield encode_example(feed, record, task, turn, feed.config.qa_form, most=1)
-
-
-def text_bytes(record: Record, feed: Feed, task: str) -> int:
-    """Return the bytes of a record's texts in its longest row, of a document as many as it may have tokens at most."""
-    documents = [min(len(text.encode()), feed.encoder.doc_max_tokens) for text in record.docs]
-    read = sum(documents) if feed.encoder.reads == "text" else 0
-    if task == "autoencode":
-        return read + documents[0]
-    if task == "paraphrase":
-        return read + max(len(text.encode()) for text in [record.paraphrase or "", *record.replies])
-    pairs = zip(record.questions, record.replies, strict=False)
-    return read + max((len((question + answer).encode()) for question, answer in pairs), default=0)

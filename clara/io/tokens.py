@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jinja2
@@ -26,12 +27,16 @@ LLAMA3_SPLIT = (
 )
 
 
+Piece = tuple[list[int], list[int]]
+"""Ids, and where in its text each of them starts."""
+
+
 class Tokenizer(NamedTuple):
     """A tokenizer and what is asked of it most.
 
     `hf` is mlx-lm's wrapper, ready for `mlx_lm.generate`, around the Hugging Face tokenizer; `chat_template`
     says whether it has one; `plain` is a copy of its backend that takes special tokens in a text for plain
-    characters.
+    characters; `known` are ids of texts that were encoded before.
     """
 
     hf: Any
@@ -42,6 +47,7 @@ class Tokenizer(NamedTuple):
     pad_id: int
     chat_template: bool
     plain: tokenizers.Tokenizer
+    known: Mapping[str, list[int]] = MappingProxyType({})
 
 
 def load_tokenizer(folder: Path | str) -> Tokenizer:
@@ -103,13 +109,20 @@ def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     Bytes without a token of their own are dropped, as the base's authors have it: SmolLM2's vocabulary lacks
     six control characters and the first bytes of the unassigned planes 4 to 11 (huggingface/smollm issue 81).
     """
-    return list(tokenizer.plain.encode(_valid(text), add_special_tokens=False).ids)
+    known = tokenizer.known.get(text)
+    return list(tokenizer.plain.encode(_valid(text), add_special_tokens=False).ids if known is None else known)
 
 
 def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Return what `encode` gives for each text, computed on all cores."""
     encodings = tokenizer.plain.encode_batch_fast([_valid(text) for text in texts], add_special_tokens=False)
     return [list(encoding.ids) for encoding in encodings]
+
+
+def acquainted(tokenizer: Tokenizer, texts: Iterable[str]) -> Tokenizer:
+    """Return the tokenizer with the ids of texts at hand, encoded in one go and no others."""
+    texts = list(dict.fromkeys(texts))
+    return tokenizer._replace(known=dict(zip(texts, encode_batch(tokenizer, texts), strict=True)))
 
 
 def decode(tokenizer: Tokenizer, ids: Sequence[int], skip_special: bool = True) -> str:
@@ -167,7 +180,7 @@ def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], asks: bool) ->
     return rendered
 
 
-def encode_parts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[list[int], list[int]]]:
+def encode_parts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[Piece]:
     """Return (ids, start of each in its text) of texts that follow each other with something between.
 
     Special tokens are recognised. The texts are encoded as one with a special token in the gaps, as the original does
@@ -185,7 +198,7 @@ def encode_parts(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[list[
     encoding = backend.encode(marker.join(texts), add_special_tokens=False)
     begins = [0, *itertools.accumulate(len(text) + len(marker) for text in texts[:-1])]
     gaps = {begin - len(marker) for begin in begins[1:]}
-    pieces: list[tuple[list[int], list[int]]] = [([], [])]
+    pieces: list[Piece] = [([], [])]
     for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True):
         if token == marker_id and start in gaps:
             pieces.append(([], []))

@@ -20,6 +20,7 @@ from clara.io.errors import ClaraError
 from clara.io.gguf import load_gguf
 from clara.io.tokens import (
     Tokenizer,
+    acquainted,
     chat_parts,
     chat_pieces,
     decode,
@@ -326,3 +327,15 @@ def in_smollm2(character: str) -> bool:
 def test_smollm2_gives_back_what_its_vocabulary_can_write(smollm2: Tokenizer, text: str) -> None:
     ids = encode(smollm2, text)
     assert decode(smollm2, ids) == text and not set(ids) & set(range(17))
+
+
+def test_an_acquainted_tokenizer_gives_the_same_ids_and_does_not_ask_again(
+    tokenizer: Tokenizer,
+) -> None:
+    texts = ["Where is Orrel?", "", "é 漢 <|im_end|>", "Where is Orrel?"]
+    known = acquainted(tokenizer, texts)
+    assert [encode(known, text) for text in texts] == [encode(tokenizer, text) for text in texts]
+    encode(known, texts[0]).append(1)
+    assert encode(known, texts[0]) == encode(tokenizer, texts[0]), "what is given may be changed"
+    broken = known._replace(plain=None)
+    assert encode(broken, texts[0]) == encode(tokenizer, texts[0])
