@@ -45,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 answered, 130 interrupted, 1 a message to the user."""
     arguments = parser().parse_args(argv)
     kept = "; what was answered is kept: run the same command again" if arguments.out else ""
-    return guarded(lambda: run(arguments), f"stopped{kept}")
+    return guarded(
+        lambda: run(arguments), f"stopped{kept}", "lower --top-k, or --batch-size where there are many questions"
+    )
 
 
 def parser() -> argparse.ArgumentParser:

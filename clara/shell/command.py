@@ -8,15 +8,20 @@ import signal
 import sys
 from collections.abc import Callable
 
-from clara.io.errors import ClaraError
+from clara.io.errors import ClaraError, short_of_memory
 from clara.shell import stop_at_once
 
+ADVICE = (
+    "close what else holds memory of this device, take a smaller or quantised base, or give the command less at once"
+)
+"""What is said where memory is short and nothing better is known."""
 
-def guarded(work: Callable[[], int], interrupted: str = "stopped") -> int:
+
+def guarded(work: Callable[[], int], interrupted: str = "stopped", advice: str = ADVICE) -> int:
     """Return the exit status of a command's work: its own, 1 after a message to the user, 130 after Ctrl-C.
 
-    interrupted: what is said after Ctrl-C. What an output cannot show is escaped; an output that is closed or full ends
-    the command without a traceback.
+    interrupted: what is said after Ctrl-C; advice: where memory is short. What an output cannot show is escaped; an
+    output that is closed or full ends the command without a traceback.
     """
     if signal.getsignal(signal.SIGINT) is stop_at_once:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -38,6 +43,10 @@ def guarded(work: Callable[[], int], interrupted: str = "stopped") -> int:
     except OSError as error:
         silence()
         print(f"error: {error}", file=sys.stderr)
+    except (RuntimeError, MemoryError) as error:
+        if not short_of_memory(error):
+            raise
+        print(f"error: out of memory ({one_line(str(error)) or type(error).__name__}); {advice}", file=sys.stderr)
     return 1
 
 

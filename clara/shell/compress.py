@@ -94,7 +94,8 @@ class Share(NamedTuple):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return its exit status: 0 done, 2 but for files left out, 130 interrupted, 1 a message."""
     said = "stopped at once; what was added before, if anything, is in the store"
-    return guarded(lambda: ranked(lambda ranks: run(parser().parse_args(argv), ranks)), said)
+    advice = "lower --batch-size; what was added is kept, and the same command goes on"
+    return guarded(lambda: ranked(lambda ranks: run(parser().parse_args(argv), ranks)), said, advice)
 
 
 def parser() -> argparse.ArgumentParser:

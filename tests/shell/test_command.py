@@ -30,12 +30,18 @@ def fails(error: BaseException) -> int:
     [
         (ClaraError("f.jsonl:2: bad"), 1, "error: f.jsonl:2: bad\n"),
         (KeyboardInterrupt(), 130, "\nwhat was saved is intact\n"),
+        (
+            RuntimeError("[malloc] Unable to\nallocate 9 bytes."),
+            1,
+            "error: out of memory ([malloc] Unable to allocate 9 bytes.); take less\n",
+        ),
+        (MemoryError(), 1, "error: out of memory (MemoryError); take less\n"),
     ],
 )
 def test_a_message_stands_for_an_exception(
     error: BaseException, status: int, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert guarded(lambda: fails(error), "what was saved is intact") == status
+    assert guarded(lambda: fails(error), "what was saved is intact", "take less") == status
     assert capsys.readouterr() == ("", message)
 
 
@@ -43,6 +49,8 @@ def test_the_status_of_the_work_is_its_own_and_other_errors_stay() -> None:
     assert [guarded(lambda: status) for status in (0, 2)] == [0, 2]  # noqa: B023
     with pytest.raises(ZeroDivisionError):
         guarded(lambda: 1 // 0)
+    with pytest.raises(RuntimeError, match="another"):
+        guarded(lambda: fails(RuntimeError("another")))
 
 
 def command(out: str, **environment: str) -> tuple[int, str]:
