@@ -64,7 +64,7 @@ def records_work(bench: Workbench) -> Work:
 
 
 def loop_work(bench: Workbench) -> Work:
-    """Return the main job's loop over new data; its facts say which share of it the device waited.
+    """Return the main job's loop over new data, a step ahead of the device; its facts say which share it waited.
 
     idle_share: what the loop takes beyond the same updates on batches that are ready, the fastest of several turns of
     each, or of one where they take long. waited_share: the time in which the loop had asked for a batch and did not
@@ -79,7 +79,7 @@ def loop_work(bench: Workbench) -> Work:
     def loop(_: Any = None) -> Any:
         waited, begun = [0.0], time.perf_counter()
         given = waiting(training_batches(records, feed, bench.batches), waited)
-        deque(training_steps(update, state, given), maxlen=0)
+        deque(training_steps(update, state, given, ahead=lambda _: True), maxlen=0)
         done.append((time.perf_counter() - begun, waited[0]))
         return []
 
