@@ -20,7 +20,7 @@ FLOORS = ("core", "io", "shell")
 BELOW = {"core": ("core",), "io": ("core", "io"), "shell": ("core", "io", "shell")}
 CORE_IMPORTS = {
     *("__future__", "collections", "dataclasses", "enum", "functools", "itertools", "math", "operator", "re"),
-    *("statistics", "string", "typing", "clara", "mlx", "msgspec", "numpy"),
+    *("statistics", "string", "typing", "unicodedata", "clara", "mlx", "msgspec", "numpy"),
 }
 IMPURE_CALLS = {"print", "open", "input", "exec", "eval", "globals", "setattr", "delattr"}
 IMPURE_ATTRIBUTES = {

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
+from unicodedata import category
 
 from clara.core.draws import numbers
 from clara.core.scoring import normalize_answer
@@ -23,6 +24,9 @@ FEW = 20
 
 TRIES = 4
 """Answers that are drawn for one, at most."""
+
+MARKS = "".join(character for character in map(chr, range(0x300, 0x3100)) if category(character).startswith("M"))
+"""Marks that combine with the letter before them, which `re` does not count among the characters of words."""
 
 Pair = tuple[str, str]
 """A question and its answer."""
@@ -52,8 +56,12 @@ def form_of(answer: str) -> str:
 
 
 def bounded(answer: str) -> str:
-    """Return the pattern of an answer that is no part of a longer word or number: 20 is not in 1,020 nor in 20.5."""
-    return rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w)(?![.,]\d)"
+    """Return the pattern of an answer that is no part of a longer word or number: 20 is not in 1,020 nor in 20.5.
+
+    Marks that combine belong to their word. In writing without spaces between words hardly anything has borders.
+    """
+    part = rf"[\w{MARKS}]"
+    return rf"(?<!{part})(?<!\d[.,]){re.escape(answer)}(?!{part})(?![.,]\d)"
 
 
 def stands(answer: str, texts: Iterable[str], flags: int = 0) -> bool:
@@ -85,20 +93,22 @@ def otherwise(
 
     Each answer that stands in a document gives way to one of the table, everywhere, drawn by seed: of its form where
     there are more than `FEW`, else of its kind. One that is part of a question, or of another answer, stays; so does
-    one without another that is new to documents and questions. A question whose answer stayed is left out where the
-    documents do not hold it.
+    one that the documents also have in other capitals, or for whom none is drawn that is new to documents and
+    questions. A question whose answer stayed is left out where the documents do not hold it.
     """
     draws = numbers(seed)
     texts, answers, questions = list(documents), [answer for _, answer in pairs], [question for question, _ in pairs]
     for i in sorted(range(len(pairs)), key=lambda _: next(draws)):
-        old, others = answers[i], [*answers[:i], *answers[i + 1 :]]
+        old = answers[i]
         if not replaceable(old) or not stands(old, texts) or stands(old, questions, re.IGNORECASE):
             continue
-        if any(old in other or other in old for other in others):
+        if any(old != other and (old in other or other in old) for other in answers):
             continue
-        if (new := drawn(old, [*texts, *questions], table, draws)) is not None:
+        gone = [re.sub(bounded(old), "", text) for text in texts]
+        new = drawn(old, [*texts, *questions], table, draws)
+        if new is not None and not stands(old, gone, re.IGNORECASE):
             texts = [re.sub(bounded(old), lambda match, new=new: new, text) for text in texts]  # type: ignore[misc]
-            answers[i] = new
+            answers = [new if answer == old else answer for answer in answers]
     if answers == [answer for _, answer in pairs]:
         return None
     kept = [
@@ -116,7 +126,12 @@ def drawn(old: str, texts: Sequence[str], table: Answers, draws: Iterator[int]) 
     same = same if len(same) > FEW else table.kinds.get(kind, [])
     for _ in range(TRIES if same else 0):
         new = same[next(draws) % len(same)]
-        alike = new.lower() in old.lower() or old.lower() in new.lower()
-        if not alike and not stands(new, texts, re.IGNORECASE):
+        if not alike(new, old) and not stands(new, texts, re.IGNORECASE):
             return new
     return None
+
+
+def alike(one: str, other: str) -> bool:
+    """Return whether one of two answers is in the words of the other."""
+    one, other = (f" {normalize_answer(answer)} " for answer in (one, other))
+    return one in other or other in one

@@ -7,7 +7,7 @@ import sys
 import msgspec
 
 from clara.core.cloze import cloze_pairs
-from clara.core.counterfactual import Answers, otherwise
+from clara.core.counterfactual import Answers, otherwise, stands
 from clara.io.examples import Encoder, encode_record, shortened, surely_fits
 from clara.io.records import Record
 
@@ -35,13 +35,18 @@ def counterfactual_record(
 ) -> Record | None:
     """Return the record with other answers in its documents, and those of its questions that then have one.
 
-    They are drawn by seed from answers, as `otherwise` has it; form: as in `encode_record`. None where no answer can
-    give way, or one question does not surely fit into max_tokens.
+    They are drawn by seed from answers, as `otherwise` has it, in what is read of documents, their first
+    doc_max_tokens; form: as in `encode_record`. None where no answer can give way, or one question does not surely fit
+    into max_tokens.
     """
-    made = otherwise(record.docs, list(zip(record.questions, record.replies, strict=True)), answers, seed)
+    pairs = list(zip(record.questions, record.replies, strict=True))
+    made = otherwise([shortened(encoder, text) for text in record.docs], pairs, answers, seed)
     if made is None:
         return None
-    docs, pairs = made
-    questions, replies = ([pair[i] for pair in pairs] for i in (0, 1))
+    docs, read = made[0], [shortened(encoder, text) for text in made[0]]
+    asked = [(question, answer) for question, answer in made[1] if stands(answer, read)]
+    if not asked:
+        return None
+    questions, replies = ([pair[i] for pair in asked] for i in (0, 1))
     changed = msgspec.structs.replace(record, docs=docs, question=questions, answers=replies)
     return changed if surely_fits(encoder, changed, form) else None

@@ -41,6 +41,8 @@ class Manifest(Struct, frozen=True, kw_only=True):
     """Fingerprint of the training data."""
     seed: int
     """The run's seed."""
+    teacher: str = ""
+    """Fingerprint of the parameters of its teacher; empty where that is the base itself, or there is none."""
     versions: dict[str, str]
     """What `versions` returned when it was written."""
     origin: dict[str, Any] = {}

@@ -105,7 +105,7 @@ def encode_example(
         return encode_choice(feed.encoder, record, feed.top_k, turn, answered=feed.stage == "end_to_end")
     form = "one" if feed.stage == "instruct" else form
     example = encode_record(feed.encoder, record, task, turn, form, most)
-    return with_teacher(feed.encoder, example, record, task, turn, form) if feed.teacher else example
+    return with_teacher(feed.encoder, example, record, task, turn, form, most) if feed.teacher else example
 
 
 def to_batch(feed: Feed, examples: Sequence[Example], key: mx.array, table: DocumentTable | None = None) -> Batch:
@@ -236,7 +236,7 @@ def step_batch(
     mine = range(rank, len(cuts), ranks)
     whole = feed.in_batch_negatives and feed.stage in CHOOSING and feed.memory is not None
     read = range(len(cuts)) if whole else mine
-    texts = (text for i in read for record, task in cuts[i] for text in texts_of(record, task))
+    texts = (text for i in read for record, task in cuts[i] for text in texts_of(record, task, config.qa_form))
     near = feed._replace(encoder=acquainted_encoder(feed.encoder, texts))
     parts = {i: [encode_example(near, record, task, turn, config.qa_form) for record, task in cuts[i]] for i in read}
     table = table_of(feed, [example for part in parts.values() for example in part]) if whole else None
@@ -254,10 +254,12 @@ def step_cuts(
     return [[chosen[place] for place in cut] for cut in np.array_split(np.arange(len(chosen)), count)]
 
 
-def texts_of(record: Record, task: str) -> list[str]:
-    """Return the texts of a record that an example of a task is made of."""
-    asked = {"autoencode": [], "paraphrase": [record.paraphrase or ""]}.get(task, record.questions)
-    return [*record.docs, *asked, *([] if task == "autoencode" else record.replies)]
+def texts_of(record: Record, task: str, form: str) -> list[str]:
+    """Return the texts of a record that an example of a task holds as they are; form: of questions, "pairs" as one."""
+    if task == "paraphrase":
+        return [*record.docs, *([record.paraphrase] if record.paraphrase else record.replies[:1])]
+    asked = [] if task == "autoencode" or (form == "pairs" and task == "qa") else [*record.questions, *record.replies]
+    return [*record.docs, *asked]
 
 
 def real_tokens(example: Example) -> int:

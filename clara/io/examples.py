@@ -13,7 +13,7 @@ from clara.core.prompts import MEMORY, QUESTION, Prompts, Wording
 from clara.io.errors import ClaraError
 from clara.io.records import Record
 from clara.io.rows import Inserts, ended, joined_row, plain_row
-from clara.io.tokens import Piece, Tokenizer, acquainted, chat_parts, decode, encode, encode_parts
+from clara.io.tokens import Piece, Tokenizer, acquainted, chat_parts, decode, encode, encode_parts, most_tokens
 
 QUESTION_MAX_TOKENS = 512
 """Longest question that documents are chosen by; the rest is cut off."""
@@ -180,20 +180,21 @@ def surely_fits(encoder: Encoder, record: Record, form: str = "turns") -> bool:
     """Return whether each question of a record surely fits alone into a row; form: as in `encode_record`."""
     whole = encoder._replace(max_tokens=sys.maxsize)
     frame = encode_record(whole, blank_record(len(record.docs)), "qa", form=form)
-    return len(frame.tokens) + text_bytes(encoder, record, "qa") + SPARE <= encoder.max_tokens
+    return len(frame.tokens) + most_text(encoder, record, "qa") + SPARE <= encoder.max_tokens
 
 
 def blank_record(documents: int) -> Record:
-    """Return a record whose texts are all empty."""
-    return Record(docs=[""] * documents, question=[""], answers=[""], paraphrase="", pos_index=[0])
+    """Return a record whose texts are of one letter."""
+    return Record(docs=["x"] * documents, question=["x"], answers=["x"], paraphrase="x", pos_index=[0])
 
 
-def text_bytes(encoder: Encoder, record: Record, task: str) -> int:
-    """Return the bytes of a record's texts in its longest row with one question: it has no more tokens of them.
+def most_text(encoder: Encoder, record: Record, task: str) -> int:
+    """Return how many tokens the texts of a record may have in its longest row with one question (see `most_tokens`).
 
-    Of a document they are no more than the tokens that it may have.
+    Of a document they are no more than are read of it.
     """
-    documents = [min(len(text.encode("utf-8", "replace")), encoder.doc_max_tokens) for text in record.docs]
+    most = functools.partial(most_tokens, encoder.tokenizer)
+    documents = [min(most(text), encoder.doc_max_tokens) for text in record.docs]
     read = sum(documents) if encoder.reads == "text" else 0
     if task == "autoencode":
         return read + documents[0]
@@ -201,7 +202,7 @@ def text_bytes(encoder: Encoder, record: Record, task: str) -> int:
         texts = [record.paraphrase or "", *record.replies]
     else:
         texts = [question + answer for question, answer in zip(record.questions, record.replies, strict=False)]
-    return read + max((len(text.encode("utf-8", "replace")) for text in texts), default=0)
+    return read + max(map(most, texts), default=0)
 
 
 def _pairs(record: Record, turn: int) -> list[tuple[str, str]]:

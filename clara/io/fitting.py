@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Iterator, Sequence
 
 from clara.core.collate import Example
 from clara.io.dataset import Feed, encode_example
-from clara.io.examples import SPARE, blank_record, text_bytes, turns
+from clara.io.examples import SPARE, blank_record, most_text, turns
 from clara.io.records import Record
 
 
@@ -18,15 +19,16 @@ def check_records(records: Sequence[Record], feed: Feed) -> None:
     where all do not fit, fewer are taken. A text has no more tokens than bytes, so that most records need not be
     encoded; with a teacher, whose answers have to have the same tokens, all are.
     """
+    whole = feed._replace(encoder=feed.encoder._replace(max_tokens=sys.maxsize), teacher=False)
 
     @functools.cache
     def frame(documents: int, task: str) -> int:
-        """Return the most tokens that a row has where all of its texts are empty."""
-        return max(len(example.tokens) for example in forms(blank_record(documents), feed, task))
+        """Return the most tokens that a row has beside its texts, about."""
+        return max(len(example.tokens) for example in forms(blank_record(documents), whole, task))
 
     for record in (*records, *feed.pool):
         for task in sorted(tasks_of(record, feed)):
-            most = frame(len(record.docs), task) + text_bytes(feed.encoder, record, task) + SPARE
+            most = frame(len(record.docs), task) + most_text(feed.encoder, record, task) + SPARE
             if feed.teacher or most > feed.encoder.max_tokens:
                 for _ in forms(record, feed, task):
                     pass

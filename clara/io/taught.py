@@ -11,18 +11,24 @@ from clara.io.records import Record
 
 
 def with_teacher(
-    encoder: Encoder, example: Example, record: Record, task: str, turn: int = 0, form: str = "turns"
+    encoder: Encoder,
+    example: Example,
+    record: Record,
+    task: str,
+    turn: int = 0,
+    form: str = "turns",
+    most: int | None = None,
 ) -> Example:
     """Return the example of a record with the row in which a teacher reads its documents as text.
 
-    task, turn and form: what the example was encoded with. The row asks what the example does, so that of pairs which
-    were left out for want of room none is in it; it is as long as the text is. Of a document that is repeated there is
-    nothing to teach: its row is empty. Raises ClaraError, naming the record, where the answers' tokens differ.
+    task, turn, form and most: what the example was encoded with. The row asks what the example does, so that of pairs
+    which were left out for want of room none is in it; it is as long as the text is. Of a document that is repeated
+    there is nothing to teach: its row is empty. Raises ClaraError, naming the record, where the answers' tokens differ.
     """
     if task == "autoencode":
         return example._replace(taught=((), ()))
     reader, wanted = encoder._replace(reads="text", max_tokens=sys.maxsize), learnt(example)
-    for count in range(len(record.questions) or 1, 0, -1):
+    for count in range(min(most or sys.maxsize, len(record.questions)) or 1, 0, -1):
         row = encode_record(reader, record, task, turn, form, most=count)
         if learnt(row) == wanted:
             return example._replace(taught=(row.tokens, row.roles))

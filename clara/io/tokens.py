@@ -119,6 +119,13 @@ def encode_batch(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     return [list(encoding.ids) for encoding in encodings]
 
 
+def most_tokens(tokenizer: Tokenizer, text: str) -> int:
+    """Return how many tokens a text may have: its bytes, as the tokenizer's normaliser writes it out."""
+    normalizer = tokenizer.plain.normalizer
+    text = _valid(text)
+    return len((normalizer.normalize_str(text) if normalizer else text).encode())
+
+
 def acquainted(tokenizer: Tokenizer, texts: Iterable[str]) -> Tokenizer:
     """Return the tokenizer with the ids of texts at hand, encoded in one go and no others."""
     texts = list(dict.fromkeys(texts))

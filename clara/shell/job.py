@@ -8,41 +8,34 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import mlx.core as mx
-import msgspec
 import numpy as np
-from mlx.utils import tree_flatten
 
-from clara.core.collate import CANDIDATE_MULTIPLE, Tokens
+from clara.core.collate import Tokens
 from clara.core.config import CHOOSING, StepConfig
 from clara.core.counterfactual import answer_table
-from clara.core.footprint import Load, recomputed_layers, shapes_of, step_bytes
 from clara.core.optim import adamw
 from clara.core.packing import Packing, pack, pack_state, packing_of, unpack, unpack_state
 from clara.core.projection import whitening
 from clara.core.stages import joined, trained_leaves
 from clara.core.step import EvalStep, make_eval_step, make_train_step, make_update
 from clara.core.types import Base, Optimizer, Params, TrainState
-from clara.core.widths import fit
 from clara.io import cpu
 from clara.io.checkpoint import Checkpoint, Manifest, save_checkpoint, versions
 from clara.io.dataset import Feed, distinct_documents
 from clara.io.errors import ClaraError
-from clara.io.examples import encode_question
 from clara.io.fitting import check_records
 from clara.io.lengths import measured_widths
 from clara.io.memories import read_memories
 from clara.io.records import Record, check_stage, document_records, golden, read_records, with_candidates
+from clara.shell.load import fitted, largest_load
 from clara.shell.loop import Update
 from clara.shell.memories import compress_all
-from clara.shell.options import Options, heldout_of, step_config, to_plain
-from clara.shell.progress import compute_line, heading
+from clara.shell.options import Options, heldout_of, to_plain
+from clara.shell.progress import heading
 from clara.shell.ranks import ALONE, Ranks, combined, first, require_even, require_same
 from clara.shell.reporters import check_reporters
-from clara.shell.setup import Session, data_fingerprint, device_memory, extras_of, open_session, prepare_device
-from clara.shell.teacher import beside_teacher, teacher_lines, teacher_name, teacher_of
-
-MEMORY_SHARE = 0.85
-"""Of the device's memory, what a step may take by estimate; the rest is for kernels, data, and other programs."""
+from clara.shell.setup import Session, data_fingerprint, extras_of, open_session, prepare_device
+from clara.shell.teacher import beside_teacher, require_teacher, teacher_lines, teacher_name, teacher_of
 
 LENS_DOCUMENTS = 4096
 """Documents whose memories the start of pooled relevance is taken from."""
@@ -71,6 +64,8 @@ class Job(NamedTuple):
     eval_step: EvalStep
     ranks: Ranks = ALONE
     """The processes that share the work."""
+    teacher: str = ""
+    """Fingerprint of its teacher's parameters."""
 
 
 def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALONE) -> Job:
@@ -86,6 +81,7 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
     compiled = prepare_device(options.compile)
     session = open_session(options, checkpoint, ranks=ranks)
     teacher = teacher_of(options, session.fingerprint)
+    require_teacher(options, teacher, checkpoint)
     files = {"data": data, "base": session.fingerprint, "teacher": teacher_name(teacher)}
     require_same(ranks, files, "all ranks want the same files")
     feed = feed_of(options, session, records)
@@ -103,10 +99,8 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
     state = TrainState(packed, optimizer_state, mx.array(start))
     eval_step = make_eval_step(session.base, session.config, read, packing=packing)
     update = mx.compile(update) if compiled else update
-    folder = Path(options.run)
-    return Job(
-        options, session, folder, records, heldout, feed, data, start, state, packing, frozen, update, eval_step, ranks
-    )
+    parts = (records, heldout, feed, data, start, state, packing, frozen, update, eval_step, ranks)
+    return Job(options, session, Path(options.run), *parts, teacher_name(teacher))
 
 
 def data_of(options: Options, checkpoint: Checkpoint | None) -> str:
@@ -182,53 +176,12 @@ def feed_of(options: Options, session: Session, records: Sequence[Record]) -> Fe
     top_k, pool = options.retrieval.top_k, read_pool(options)
     feed = Feed(session.encoder, options.data, options.stage, top_k, pool=pool, in_batch_negatives=negatives)
     if options.data.counterfactual_share:
-        feed = feed._replace(answers=answer_table(answer for record in records for answer in record.replies))
+        asked = (record for record in records if record.data_type == "qa")
+        feed = feed._replace(answers=answer_table(answer for record in asked for answer in record.replies))
     feed = feed._replace(teacher=options.loss.distillation_weight > 0)
     if not options.data.length_buckets:
         return feed
     return feed._replace(widths=measured_widths(records, feed, options.steps, session.config.trains_compressor))
-
-
-def largest_load(
-    options: Options, feed: Feed, records: Sequence[Record], params: tuple[Params, Params], ranks: Ranks = ALONE
-) -> Load:
-    """Return the largest micro-batch that a stage can have: every row as long as it may be.
-
-    params: trained and frozen ones.
-    """
-    data, encoder, widths = options.data, feed.encoder, feed.widths
-    batch = min(data.batch_size, len(records))
-    parts = ranks.part[1]
-    count = min(-(-data.accumulate // parts) * parts, batch)
-    rows, most = -(-batch // count), max(len(record.docs) for record in records)
-    layout, multiple = encoder.layout, data.length_multiple
-    memories, passes, answers = layout.num_memory_tokens, list[tuple[int, int]](), 0
-    if data.reads == "memory" and step_config(options).trains_compressor:
-        longest = len(layout.prefix) + options.memory.doc_max_tokens + len(layout.suffix) + memories
-        passes.append((rows * most, fit(longest, multiple, widths.documents)))
-    if options.stage in CHOOSING:
-        asked = max(len(encode_question(encoder, text)) for record in records for text in record.questions)
-        passes.append((rows, fit(asked + memories, multiple, widths.documents)))
-    if options.loss.next_token_weight or options.loss.distillation_weight:
-        passes.append((rows, fit(data.max_tokens, multiple, widths.tokens)))
-        answers = rows * passes[-1][1]
-    text = fit(data.max_tokens + most * options.memory.doc_max_tokens, multiple, widths.taught)
-    taught = (rows, text) if options.loss.distillation_weight else None
-    trained, frozen = (sum(leaf.size for _, leaf in tree_flatten(each)) for each in params)
-    vectors = rows * (fit(most, CANDIDATE_MULTIPLE) if most > 1 else 1) * memories
-    return Load(tuple(passes), answers, vectors, trained, frozen, count > parts, taught)
-
-
-def fitted(session: Session, load: Load) -> tuple[Session, str]:
-    """Return the session with the recomputation that is asked for, or else that fits, and the line that tells of it."""
-    config, there = session.config, device_memory()
-    shapes, every = shapes_of(session.base.module), config.compute.grad_checkpoint
-    if every == "auto":
-        every = recomputed_layers(shapes, config, load, MEMORY_SHARE * there)
-    compute = msgspec.structs.replace(config.compute, grad_checkpoint=every)
-    needed = step_bytes(shapes, config, load, every)
-    line = compute_line(every, needed, there, needed <= MEMORY_SHARE * there)
-    return session._replace(config=msgspec.structs.replace(config, compute=compute)), line
 
 
 def pool_source(options: Options) -> str:
@@ -285,6 +238,7 @@ def save(job: Job, state: TrainState) -> Path:
         base=job.session.fingerprint,
         data=job.data,
         seed=options.data.seed,
+        teacher=job.teacher,
         started_from=options.start_from,
         origin=dict(job.session.origin),
         versions=versions(),

@@ -119,7 +119,7 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
                 f"distillation_weight {self.loss.distillation_weight}: with reads text the generator reads what its "
                 "teacher would; wanted 0"
             )
-        if self.teacher and not self.loss.distillation_weight:
+        if self.teacher and not self.loss.distillation_weight and self.stage not in CHOOSING:
             raise ValueError(
                 f"teacher {self.teacher}: nothing is learnt of it while distillation_weight is 0; wanted a weight, or "
                 "no teacher"

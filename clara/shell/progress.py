@@ -48,6 +48,8 @@ def idle_lines(options: Options) -> list[str]:
         notes.append(f"cloze_share changes nothing: stage {options.stage} fills in no sentences")
     if data.counterfactual_share and options.stage in CHOOSING:
         notes.append(f"counterfactual_share changes nothing: stage {options.stage} reads documents as they are")
+    if options.teacher and options.stage in CHOOSING:
+        notes.append(f"teacher is not read: stage {options.stage} has none")
     if options.retrieval.in_batch_negatives and not options.loss.contrastive_weight:
         notes.append("in_batch_negatives changes nothing: contrastive_weight is 0")
     return [f"note      {note}" for note in notes]

@@ -21,11 +21,17 @@ def teacher_of(options: Options, base: str | None = None) -> Checkpoint | None:
     """
     if not options.teacher:
         return None
-    try:
-        return text_checkpoint(options.teacher, base, "--teacher", f"--model {options.model}")
-    except ClaraError as error:
-        named = str(error).startswith("--teacher")
-        raise error if named else ClaraError(f"--teacher {options.teacher}: {error}") from error
+    return text_checkpoint(options.teacher, base, "--teacher", f"--model {options.model}")
+
+
+def require_teacher(options: Options, teacher: Checkpoint | None, checkpoint: Checkpoint | None) -> None:
+    """Raise ClaraError where a run that is resumed had another teacher."""
+    if checkpoint and checkpoint.manifest.teacher != teacher_name(teacher):
+        raise ClaraError(
+            f"--teacher {options.teacher or '(the base itself)'}: not the teacher that this run was started with "
+            f"({checkpoint.manifest.teacher[:16] or 'the base itself, or none'}); was it trained on? Its checkpoint of "
+            "that time can be named in its place"
+        )
 
 
 def beside_teacher(params: Params, teacher: Checkpoint | None, config: StepConfig) -> Params:

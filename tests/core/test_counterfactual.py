@@ -13,6 +13,7 @@ from clara.core.counterfactual import (
     MOST_CHARACTERS,
     Answers,
     Pair,
+    alike,
     answer_table,
     form_of,
     kind_of,
@@ -52,6 +53,41 @@ def test_answers_give_way_everywhere_to_one_of_their_form() -> None:
 )
 def test_what_cannot_give_way_stays(question: str, answer: str) -> None:
     assert otherwise([DOCUMENT], [(question, answer)], TABLE, 0) is None
+
+
+def test_questions_of_one_answer_change_together() -> None:
+    pairs = [("When was it built?", "1907"), ("Since when does it stand?", "1907")]
+    made = otherwise([DOCUMENT], pairs, TABLE, 0)
+    assert made is not None
+    (_, first), (_, second) = made[1]
+    assert first == second and first in YEARS and first in made[0][0]
+
+
+@pytest.mark.parametrize(
+    ("document", "pairs"),
+    [
+        (DOCUMENT, [("Who built it?", "Mina Harker"), ("Which Harker?", "Mina")]),
+        ("In 1907 LONDON burnt, and London's lamp.", [("What burnt?", "LONDON")]),
+        ("It is the lamp.", [("What is it?", "lamp")]),
+    ],
+    ids=["part of another answer", "in other capitals", "nothing else of its kind"],
+)
+def test_an_answer_that_is_in_other_words_too_stays(document: str, pairs: list[Pair]) -> None:
+    table = answer_table([*YEARS, *NAMES, "a lamp"])
+    made = otherwise([document], pairs, table, 1)
+    assert made is None or dict(made[1])["Which Harker?"] == "Mina"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [("the lamp", "a lamp", True), ("Ada", "Ada Lovelace", True), ("Ada", "Adam", False), ("1907", "1908", False)],
+)
+def test_answers_that_are_alike(one: str, other: str, same: bool) -> None:
+    assert alike(one, other) == alike(other, one) == same
+
+
+def test_marks_belong_to_their_word() -> None:
+    assert not stands("cafe", ["cafe\u0301"]) and not stands("राम", ["रामा"]) and stands("राम", ["और राम"])
 
 
 def test_a_question_that_lost_its_answer_is_left_out() -> None:

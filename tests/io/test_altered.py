@@ -31,8 +31,20 @@ def test_a_record_says_otherwise_and_is_asked_for_that(encoder: Encoder) -> None
     assert made.replies[0] in TABLE.kinds["number"] and made.docs == [f"Built in {made.replies[0]}."]
 
 
+def test_what_is_not_read_of_a_document_is_not_asked(encoder: Encoder) -> None:
+    narrow = encoder._replace(doc_max_tokens=16)
+    late = msgspec.structs.replace(RECORD, docs=["x" * 16 + " in 1907."])
+    assert counterfactual_record(encoder, late, TABLE, 0) is not None
+    assert counterfactual_record(narrow, late, TABLE, 0) is None
+    pushed = Record(docs=["1907, 5000 oxen"], question=["When?", "How many?"], answers=["1907", "5000"])
+    table = answer_table(["1 of May 1811", "7777"])
+    for seed in range(40):
+        if made := counterfactual_record(narrow, pushed, table, seed):
+            assert all(answer in made.docs[0][:16] for answer in made.replies)
+
+
 def test_an_answer_that_may_not_fit_is_not_taken(encoder: Encoder) -> None:
-    long = answer_table(["9" * 50])
+    long, encoder = answer_table(["9" * 50]), encoder._replace(doc_max_tokens=64)
     made = counterfactual_record(encoder, RECORD, long, 0)
     assert made is not None
     size = len(encode_record(encoder, made, "qa").tokens)
@@ -52,7 +64,7 @@ def test_the_share_of_a_step_says_otherwise(encoder: Encoder, stage: Stage) -> N
     assert len({record.docs[0] for step in steps for record, _ in step}) > 20, "otherwise each time"
 
 
-def test_what_is_no_question_stays(encoder: Encoder, tmp_path: pytest.TempPathFactory) -> None:
+def test_what_is_no_question_stays(encoder: Encoder) -> None:
     feed = Feed(encoder, msgspec.structs.replace(DATA, counterfactual_share=1.0), answers=TABLE)
     chosen = [(RECORD, "autoencode"), (RECORD, "cloze"), (RECORD, "qa")]
     kept = said_otherwise(chosen, feed, 0)

@@ -413,6 +413,28 @@ def test_sentences_that_do_not_fit_are_not_asked(
     assert [tight.tokenizer.hf.decode(row[:-1]) for rows in learnt for row in rows] == ["a"] * 3
 
 
+class Counted:
+    """A tokenizer's backend that counts how often it is called."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.alone, self.together = inner, 0, 0
+
+    def encode(self, *given: Any, **more: Any) -> Any:
+        self.alone += 1
+        return self.inner.encode(*given, **more)
+
+    def encode_batch_fast(self, *given: Any, **more: Any) -> Any:
+        self.together += 1
+        return self.inner.encode_batch_fast(*given, **more)
+
+
+def test_the_texts_of_a_step_are_tokenised_in_one_call(encoder: Encoder, records: list[Record]) -> None:
+    counted = Counted(encoder.tokenizer.plain)
+    narrow = encoder._replace(tokenizer=encoder.tokenizer._replace(plain=counted))
+    assert len(list(training_batches(records, Feed(narrow, MIXED), 5))) == 5
+    assert (counted.alone, counted.together) == (0, 5)
+
+
 def test_a_record_without_a_paraphrase_keeps_its_own_task() -> None:
     config = DataConfig(autoencode_share=0.5, paraphrase_share=1.0)
     assert shares(Record(docs=["d"], question="q", answer="a"), config, 0.0) == {"autoencode": 0.5, "qa": 0.5}

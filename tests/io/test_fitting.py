@@ -7,6 +7,7 @@ from typing import Literal
 
 import msgspec
 import pytest
+import tokenizers
 from folders import tiny_encoder, tiny_tokenizer, write_records
 from hypothesis import given
 from hypothesis import strategies as st
@@ -90,6 +91,22 @@ def test_what_surely_fits_is_not_encoded(
     config = msgspec.structs.replace(MIXED, autoencode_share=0.0, paraphrase_share=0.0)
     check_records([*records, long], Feed(room, config))
     assert seen == ["blank", "long"], "a frame for all of them, and what is in doubt"
+    check_records(records, Feed(room, config, teacher=True))
+    assert seen[3:] == [record.id for record in records], "the answers of a teacher's row have to be seen"
+
+
+def test_bytes_are_counted_as_the_normaliser_writes_them(encoder: Encoder) -> None:
+    backend = tokenizers.Tokenizer.from_str(encoder.tokenizer.plain.to_str())
+    backend.normalizer = tokenizers.normalizers.NFC()
+    spelt = encoder._replace(tokenizer=encoder.tokenizer._replace(plain=backend), max_tokens=300)
+    record = Record(id="spelt", docs=["d"], question="q", answer="\u095c" * 50)
+    with pytest.raises(ClaraError, match=r"^spelt: "):
+        check_records([record], Feed(spelt, msgspec.structs.replace(MIXED, autoencode_share=0.0)))
+
+
+def test_where_not_even_the_frame_fits_a_record_is_named(encoder: Encoder, records: list[Record]) -> None:
+    with pytest.raises(ClaraError, match=f"^{records[0].id}: "):
+        check_records(records, Feed(encoder._replace(max_tokens=20), MIXED))
 
 
 def test_a_document_of_the_pool_that_does_not_fit_is_named(encoder: Encoder, records: list[Record]) -> None:

@@ -20,7 +20,8 @@ from clara.core.projection import whitening
 from clara.io.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
 from clara.io.dataset import distinct_documents, training_batches
 from clara.io.errors import ClaraError
-from clara.shell.job import MEMORY_SHARE, Job, current, largest_load, prepare, read_data, read_pool, save, with_memories
+from clara.shell.job import Job, current, prepare, read_data, read_pool, save, with_memories
+from clara.shell.load import MEMORY_SHARE
 from clara.shell.options import Options, to_options, to_plain
 from clara.shell.setup import data_fingerprint, device_memory
 
@@ -323,7 +324,7 @@ def test_a_trained_lens_is_not_begun_anew(base: Path, data: Path, tmp_path: Path
 
 def sized(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
     """Let the device have so many bytes."""
-    monkeypatch.setattr("clara.shell.job.device_memory", lambda: size)
+    monkeypatch.setattr("clara.shell.load.device_memory", lambda: size)
 
 
 def recomputed(job: Job) -> tuple[Any, Any]:
@@ -348,6 +349,16 @@ def test_layers_are_recomputed_where_a_step_does_not_fit_the_device(
     assert "every layer recomputed; may not fit: raise --accumulate" in capsys.readouterr().out
 
 
+def test_answers_of_questions_alone_take_the_place_of_others(base: Path, tmp_path: Path) -> None:
+    data = tmp_path / "mixed.jsonl"
+    asked = {"docs": ["Built in 1907."], "question": "When?", "answer": "1907"}
+    told = {"docs": ["It is red."], "data_type": "paraphrase", "paraphrase": "Red it is"}
+    data.write_text("".join(json.dumps(each) + "\n" for each in (asked, told)))
+    share = {"data": str(data), "max_tokens": 512, "counterfactual_share": 0.5}
+    job = prepare(tiny_options(base, run=str(tmp_path / "run"), steps=1, data=share), None)
+    assert job.feed.answers.kinds == {"number": ["1907"]}
+
+
 @pytest.mark.parametrize("every", [0, 2])
 def test_a_number_that_is_asked_for_is_taken(
     every: int, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -360,34 +371,11 @@ def test_a_number_that_is_asked_for_is_taken(
 def test_part_of_the_memory_is_left_to_what_is_not_counted(
     base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clara.shell.job.step_bytes", lambda *_: 1000)
-    monkeypatch.setattr("clara.shell.job.recomputed_layers", lambda shapes, config, load, limit: int(limit))
+    monkeypatch.setattr("clara.shell.load.step_bytes", lambda *_: 1000)
+    monkeypatch.setattr("clara.shell.load.recomputed_layers", lambda shapes, config, load, limit: int(limit))
     sized(monkeypatch, 1000)
     job = prepare(options_of(base, data, tmp_path), None)
     assert job.session.config.compute.grad_checkpoint == 1000 * MEMORY_SHARE
-
-
-@pytest.mark.parametrize(
-    ("stage", "sections"),
-    [("pretrain", {}), ("instruct", {}), ("retrieval", {}), ("end_to_end", {}), ("end_to_end", JOINT)],
-)
-def test_no_batch_is_larger_than_the_largest(
-    stage: Stage, sections: dict[str, Any], base: Path, data: Path, tmp_path: Path
-) -> None:
-    job = prepare(options_of(base, data, tmp_path, stage, **sections), None)
-    job = job if job.session.config.trains_compressor else with_memories(job)
-    trained = unpack(job.packing, job.state.params)
-    load = largest_load(job.options, job.feed, job.records, (trained, job.frozen))
-    for each in training_batches(job.records, job.feed, 4):
-        for batch in each.batches:
-            found = [] if isinstance(batch.documents, mx.array) else [batch.documents.tokens.shape]
-            found += [batch.retrieval.questions.tokens.shape] if batch.retrieval else []
-            found += [batch.tokens.shape] if stage != "retrieval" else []
-            assert len(found) == len(load.passes)
-            assert all(r <= rows and t <= length for (r, t), (rows, length) in zip(found, load.passes, strict=True))
-            assert stage == "retrieval" or batch.target_index.size <= load.answers
-            assert batch.candidates.size * job.session.base.layout.num_memory_tokens <= load.memories
-    assert load.trained == sum(leaf.size for _, leaf in tree_flatten(job.state.params)) and not load.several
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from clara.io.errors import ClaraError
 from clara.io.retention import checkpoints
 from clara.io.runlog import read_events
 from clara.shell import train
-from clara.shell.job import largest_load, prepare
+from clara.shell.job import prepare
+from clara.shell.load import largest_load
 from clara.shell.setup import open_session
 from clara.shell.teacher import beside_teacher, teacher_lines, teacher_name, teacher_of
 
@@ -103,7 +104,7 @@ def test_what_is_no_teacher_on_this_base_is_refused(base: Path, reader: Path, tm
     memory = tiny_run(base, tmp_path / "memory")
     with pytest.raises(ClaraError, match=r"^--teacher \S+: was trained on memory; wanted a run with data\.reads text"):
         teacher_of(options(memory))
-    with pytest.raises(ClaraError, match=r"^--teacher \S+absent: \S+: no whole checkpoint found"):
+    with pytest.raises(ClaraError, match=r"^--teacher \S+absent: no whole checkpoint found"):
         teacher_of(options(tmp_path / "absent"))
 
 
@@ -125,7 +126,7 @@ def test_training_brings_the_generator_nearer_to_a_teacher_that_was_trained(run:
     np.testing.assert_allclose(losses, 2 * np.array(terms), rtol=1e-6)
 
 
-def test_a_run_with_a_teacher_goes_on_bit_for_bit(run: Run, reader: Path, tmp_path: Path) -> None:
+def test_a_run_with_a_teacher_goes_on_bit_for_bit(run: Run, base: Path, reader: Path, tmp_path: Path) -> None:
     teacher, whole, again = tmp_path / "teacher", tmp_path / "whole", tmp_path / "again"
     shutil.copytree(reader, teacher)
     more = ("--teacher", teacher, "--distillation-weight", 1, "--autoencode-share", 0.5, "--length-buckets", 2)
@@ -140,8 +141,12 @@ def test_a_run_with_a_teacher_goes_on_bit_for_bit(run: Run, reader: Path, tmp_pa
     assert_same(*((end.params, end.optimizer_state) for end in ends))
     shutil.rmtree(checkpoints(again / "checkpoints")[-1])
     shutil.rmtree(teacher)
+    text_run(base, teacher, generator=2.0)
     status, _, err = run("--resume", again)
-    assert status == 1 and f"--teacher {teacher}: {teacher}: no whole checkpoint found" in err
+    assert status == 1 and f"--teacher {teacher}: not the teacher that this run was started with" in err
+    shutil.rmtree(teacher)
+    status, _, err = run("--resume", again)
+    assert status == 1 and f"--teacher {teacher}: no whole checkpoint found" in err
 
 
 def test_a_run_may_start_from_one_without_a_teacher(run: Run, base: Path, reader: Path, tmp_path: Path) -> None:
@@ -161,10 +166,10 @@ def test_a_run_may_start_from_one_without_a_teacher(run: Run, base: Path, reader
         (("--stage", "retrieval", "--distillation-weight", 1), "stage retrieval has no teacher"),
         (("--stage", "all", "--alignment-weight", 0, "--distillation-weight", 1), "stage end_to_end: "),
         (("--reads", "text", "--alignment-weight", 0, "--distillation-weight", 1), "with reads text"),
-        (("--teacher", "absent", "--distillation-weight", 1), "--teacher absent: absent: no whole checkpoint found"),
+        (("--teacher", "absent", "--distillation-weight", 1), "--teacher absent: no whole checkpoint found"),
         (
             ("--stage", "pretrain,instruct", "--instruct.teacher", "absent", "--instruct.distillation-weight", 1),
-            "--teacher absent: absent: no whole checkpoint found",
+            "--teacher absent: no whole checkpoint found",
         ),
     ],
 )
@@ -182,6 +187,14 @@ def test_one_stage_of_several_may_have_a_teacher(run: Run, reader: Path, tmp_pat
     config = json.loads((tmp_path / "run" / "config.json").read_text())["stages"]
     assert [config[stage]["teacher"] for stage in ("pretrain", "instruct")] == ["", str(reader)]
     assert logged(tmp_path / "run" / "instruct", "heldout", "distillation")
+
+
+def test_a_teacher_of_all_stages_is_not_read_where_documents_are_chosen(run: Run, reader: Path, tmp_path: Path) -> None:
+    weights = ("--teacher", reader, "--pretrain.distillation-weight", 1, "--retrieval.batch-size", 2)
+    stages = ("--stage", "pretrain,retrieval", "--retrieval.candidates", 3, "--steps", 1, "--accumulate", 1)
+    status, out, err = run("--run", tmp_path / "run", *stages, *weights)
+    assert status == 0, err
+    assert out.count("teacher is not read: stage retrieval has none") == 1 and out.count("teacher   ") == 1
 
 
 def test_no_teachers_row_is_longer_than_the_largest(base: Path, data: Path, reader: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from clara.core.counterfactual import JUDGEMENTS, bounded, form_of, kind_of, stands
+from clara.core.counterfactual import JUDGEMENTS, alike, bounded, form_of, kind_of, stands
 from clara.core.scoring import normalize_answer
 from clara.io.evaluation.formats import Question
 
@@ -52,9 +52,7 @@ def drawn(answers: Sequence[str], old: str, rng: np.random.Generator) -> Iterato
 
 def fits(new: str, question: Question) -> bool:
     """Return whether an answer is none of the question's, nor part of one, and stands in none of its documents."""
-    words = f" {normalize_answer(new)} "
-    golds = [f" {normalize_answer(gold)} " for gold in question.golds]
-    if any(words in gold or gold in words for gold in golds):
+    if any(alike(new, gold) for gold in question.golds):
         return False
     return not stands(new, [question.text, *question.documents], re.IGNORECASE)
 

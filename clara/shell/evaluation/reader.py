@@ -19,7 +19,10 @@ def text_checkpoint(
     base: fingerprint of the base that it must have, that of `beside`; None for any. option: what names the run. Raises
     ClaraError for another base, and for a run that was trained on memory.
     """
-    checkpoint, problems = newest_checkpoint(run_path(source))
+    try:
+        checkpoint, problems = newest_checkpoint(run_path(source))
+    except ClaraError as error:
+        raise ClaraError(f"{option} {error}") from error
     for problem in problems:
         print(f"skipped a damaged checkpoint: {problem}")
     if not reads_text(checkpoint):
