@@ -19,7 +19,7 @@ def loss_figure(events: Events) -> Figure:
     steps, heldout = kind_of(events, "step"), kind_of(events, "heldout")
     main = "next_token" if any("next_token" in event for event in heldout) else "loss"
     curves = {
-        "training": curve(steps, "loss"),
+        "training": curve(steps, main if any(main in event for event in steps) else "loss"),
         "held-out": curve(heldout, main),
         "held-out, other memory": curve(heldout, "other_memory"),
     }

@@ -30,6 +30,8 @@ def test_losses_of_training_and_held_out_records() -> None:
         "held-out, other memory": [(0, 6.0)],
     }
     assert places(loss_figure([heldout(2, loss=1.5, contrastive=1.5)])) == {"held-out": [(2, 1.5)]}
+    both = [step(1, loss=4.0, next_token=2.5, distillation=1.5), heldout(1, loss=4.0, next_token=2.0)]
+    assert places(loss_figure(both)) == {"training": [(1, 2.5)], "held-out": [(1, 2.0)]}, "nats of answers alone"
 
 
 def test_a_curve_has_its_colour_also_where_others_are_missing() -> None:
