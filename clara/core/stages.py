@@ -113,7 +113,7 @@ def choosing_terms(base: Base, config: StepConfig, params: Params, batch: Batch,
         how = config.retrieval
         weights, indices = straight_through_top_k(scores, mask, how.top_k, how.temperature, how.taken_share)
         chosen = select_memory(weights, indices, memory)
-        terms["next_token"] = answer_loss(base, config, params, batch, chosen, keys[1])
+        terms |= answer_terms(base, config, params, batch, chosen, keys[1])
     if config.loss.alignment_weight:
         terms["alignment"] = documents_alignment(compressed, batch)
     if config.loss.contrastive_weight:
@@ -197,7 +197,8 @@ def answer_terms(
 ) -> Terms:
     """Return the terms of the generator's answers, `next_token` and `distillation`, of weights that are not zero.
 
-    The teacher is params["adapters"]["teacher"] on the base, or the base itself where there is none.
+    Its slots are filled from memory: float[B, K, M, D]. The teacher is params["adapters"]["teacher"] on the base, or
+    the base itself where there is none.
     """
     loss, chunk, terms = config.loss, config.compute.logits_chunk, Terms()
     if not (loss.next_token_weight or loss.distillation_weight):
@@ -209,15 +210,6 @@ def answer_terms(
         taught = teacher_states(base, config, params, batch)
         terms["distillation"] = chunked_divergence(logits, states, taught, teacher_of(batch).mask, chunk)
     return terms
-
-
-def answer_loss(
-    base: Base, config: StepConfig, params: Params, batch: Batch, memory: mx.array, key: mx.array | None
-) -> Term:
-    """Return the generator's next-token loss over the answers, its slots filled from memory: float[B, K, M, D]."""
-    states = answer_states(base, config, params, batch, memory, key)
-    chunk = config.compute.logits_chunk
-    return chunked_next_token_loss(answer_head(base), states, batch.targets, batch.target_mask, chunk)
 
 
 def answer_states(

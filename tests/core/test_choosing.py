@@ -36,7 +36,7 @@ from clara.core.collate import Example, document_table
 from clara.core.compress import compress
 from clara.core.config import LoraConfig, LossConfig, Stage
 from clara.core.select import RECALL_AT, ranking_terms, relevance_scores
-from clara.core.stages import answer_loss, gather_memory, stage_counts, stage_terms
+from clara.core.stages import answer_terms, gather_memory, stage_counts, stage_terms
 from clara.core.step import make_eval_step, make_train_step
 from clara.core.types import Adapter, Batch, Documents, Params, Term
 
@@ -184,7 +184,7 @@ def test_where_all_scores_are_minus_one_missing_candidates_are_no_better() -> No
     batch, query = opposite_memories("both")
     terms, grads = run("both", batch)
     placed = mx.repeat(-query[:, None], TOP_K, axis=1)
-    expected, _ = answer_loss(BASE, CONFIGS["both"], params_of("both"), batch, placed, None)
+    expected, _ = answer_terms(BASE, CONFIGS["both"], params_of("both"), batch, placed, None)["next_token"]
     assert terms["next_token"][0].item() == pytest.approx(expected.item(), rel=1e-5)
     assert terms["contrastive"][0].item() == pytest.approx(np.log([4 / 1, 6 / 2, 20 / 5]).sum(), rel=1e-4)
     assert [path for path, leaf in tree_flatten(grads) if not mx.isfinite(leaf).all().item()] == []
