@@ -25,7 +25,7 @@ FEW = 20
 TRIES = 4
 """Answers that are drawn for one, at most."""
 
-MARKS = "".join(character for character in map(chr, range(0x300, 0x3100)) if category(character).startswith("M"))
+MARKS = {character for character in map(chr, range(0x300, 0x3100)) if category(character).startswith("M")}
 """Marks that combine with the letter before them, which `re` does not count among the characters of words."""
 
 Pair = tuple[str, str]
@@ -56,18 +56,30 @@ def form_of(answer: str) -> str:
 
 
 def bounded(answer: str) -> str:
-    """Return the pattern of an answer that is no part of a longer word or number: 20 is not in 1,020 nor in 20.5.
+    """Return the pattern of an answer that is no part of a longer word or number: 20 is not in 1,020 nor in 20.5."""
+    return rf"(?<!\w)(?<!\d[.,]){re.escape(answer)}(?!\w)(?![.,]\d)"
 
-    Marks that combine belong to their word. In writing without spaces between words hardly anything has borders.
-    """
-    part = rf"[\w{MARKS}]"
-    return rf"(?<!{part})(?<!\d[.,]){re.escape(answer)}(?!{part})(?![.,]\d)"
+
+def whole(match: re.Match[str]) -> bool:
+    """Return whether no combining mark is beside a match, which belongs to its word."""
+    text, start, end = match.string, match.start(), match.end()
+    return MARKS.isdisjoint((text[start - 1 : start], text[end : end + 1]))
+
+
+def places(answer: str, text: str, flags: int = 0) -> Iterator[re.Match[str]]:
+    """Yield where an answer stands in a text, at word borders, of which writing without spaces has hardly any."""
+    return filter(whole, re.finditer(bounded(answer), text, flags))
 
 
 def stands(answer: str, texts: Iterable[str], flags: int = 0) -> bool:
-    """Return whether an answer stands in one of the texts, at word borders."""
-    pattern = re.compile(bounded(answer), flags)
-    return any(pattern.search(text) for text in texts)
+    """Return whether an answer stands in one of the texts."""
+    return any(True for text in texts for _ in places(answer, text, flags))
+
+
+def replaced(answers: Iterable[str], new: str, text: str) -> str:
+    """Return a text with a new answer wherever it had one of some answers, the longest that is there."""
+    pattern = "|".join(map(bounded, sorted(answers, key=len, reverse=True)))
+    return re.sub(pattern, lambda match: new if whole(match) else match.group(), text)
 
 
 def answer_table(answers: Iterable[str]) -> Answers:
@@ -104,10 +116,10 @@ def otherwise(
             continue
         if any(old != other and (old in other or other in old) for other in answers):
             continue
-        gone = [re.sub(bounded(old), "", text) for text in texts]
         new = drawn(old, [*texts, *questions], table, draws)
-        if new is not None and not stands(old, gone, re.IGNORECASE):
-            texts = [re.sub(bounded(old), lambda match, new=new: new, text) for text in texts]  # type: ignore[misc]
+        written = {match.group() for text in texts for match in places(old, text, re.IGNORECASE)}
+        if new is not None and written == {old}:
+            texts = [replaced([old], new, text) for text in texts]
             answers = [new if answer == old else answer for answer in answers]
     if answers == [answer for _, answer in pairs]:
         return None

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 
 import msgspec
 
 from clara.core.cloze import cloze_pairs
-from clara.core.counterfactual import Answers, otherwise, stands
+from clara.core.counterfactual import Answers, Pair, otherwise, stands
 from clara.io.examples import Encoder, encode_record, shortened, surely_fits
 from clara.io.records import Record
 
@@ -24,10 +25,14 @@ def cloze_record(encoder: Encoder, record: Record, seed: int) -> Record | None:
     pairs = cloze_pairs(shortened(encoder, record.docs[0]), seed, MOST_BLANKS)
     if not pairs:
         return None
-    questions, answers = ([pair[i] for pair in pairs] for i in (0, 1))
-    asked = msgspec.structs.replace(record, question=questions, answers=answers)
+    asked = asking(record, pairs)
     whole = encode_record(encoder._replace(max_tokens=sys.maxsize), asked, "cloze", most=1)
     return asked if len(whole.tokens) <= encoder.max_tokens else None
+
+
+def asking(record: Record, pairs: Sequence[Pair]) -> Record:
+    """Return a record with other questions and their answers."""
+    return msgspec.structs.replace(record, question=[pair[0] for pair in pairs], answers=[pair[1] for pair in pairs])
 
 
 def counterfactual_record(
@@ -47,6 +52,5 @@ def counterfactual_record(
     asked = [(question, answer) for question, answer in made[1] if stands(answer, read)]
     if not asked:
         return None
-    questions, replies = ([pair[i] for pair in asked] for i in (0, 1))
-    changed = msgspec.structs.replace(record, docs=docs, question=questions, answers=replies)
+    changed = asking(msgspec.structs.replace(record, docs=docs), asked)
     return changed if surely_fits(encoder, changed, form) else None

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from clara.core.counterfactual import JUDGEMENTS, alike, bounded, form_of, kind_of, stands
+from clara.core.counterfactual import JUDGEMENTS, alike, form_of, kind_of, replaced, stands
 from clara.core.scoring import normalize_answer
 from clara.io.evaluation.formats import Question
 
@@ -59,6 +59,5 @@ def fits(new: str, question: Question) -> bool:
 
 def rewritten(question: Question, new: str) -> Question:
     """Return a question whose documents have a new answer wherever they had one of its golds."""
-    golds = "|".join(map(bounded, sorted(question.golds, key=len, reverse=True)))
-    documents = tuple(re.sub(golds, lambda match: new, text) for text in question.documents)
+    documents = tuple(replaced(question.golds, new, text) for text in question.documents)
     return question._replace(id=question.id + MARK, golds=(new,), documents=documents, keywords=())
