@@ -14,7 +14,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
-from clara.core.config import MemoryConfig
+from clara.core.config import MemoryConfig, Stage
 from clara.io.examples import Encoder, layout_for, make_encoder
 from clara.io.tokens import Tokenizer, load_tokenizer
 from clara.shell.options import Options, merge, stage_defaults, to_options
@@ -122,6 +122,13 @@ def tiny_options(folder: Path, **sections: Any) -> Options:
         "data": {"max_tokens": 512},
     }
     return to_options(merge(stage_defaults(sections.get("stage", "pretrain")), options, sections))
+
+
+def options_of(base: Path, data: Path, run: Path, stage: Stage = "pretrain", **sections: Any) -> Options:
+    """Return options of a short run; a choosing stage has four candidates."""
+    settings = {"data": str(data), "batch_size": 2, "max_tokens": 512}
+    settings |= {"candidates": 4} if stage in ("retrieval", "end_to_end") else {}
+    return tiny_options(base, stage=stage, steps=4, run=str(run), data=settings, **sections)
 
 
 def tiny_session(folder: Path, **sections: Any) -> Session:

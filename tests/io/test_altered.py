@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from folders import tiny_encoder, tiny_tokenizer, write_records
+from folders import write_records
 
 from clara.core.config import Stage
 from clara.core.counterfactual import answer_table
@@ -17,12 +17,6 @@ from clara.io.records import Record, read_records
 DATA = DataConfig(batch_size=4, qa_form="turns", counterfactual_share=0.5)
 TABLE = answer_table([str(1801 + i) for i in range(40)])
 RECORD = Record(id="r", docs=["Built in 1907."], question=["When?", "Who?"], answers=["1907", "nobody"])
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    """Return an encoder of the tiny base with room for everything."""
-    return tiny_encoder(tiny_tokenizer(tmp_path_factory.mktemp("base")))
 
 
 def test_a_record_says_otherwise_and_is_asked_for_that(encoder: Encoder) -> None:

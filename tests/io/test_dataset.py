@@ -10,7 +10,7 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 import pytest
-from folders import tiny_encoder, tiny_folder, tiny_session, tiny_tokenizer, write_choices, write_records
+from folders import tiny_folder, tiny_session, write_choices, write_records
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
@@ -42,12 +42,6 @@ from clara.shell.setup import Session
 
 MIXED = DataConfig(batch_size=4, length_multiple=16, autoencode_share=0.5, paraphrase_share=0.5, qa_form="turns")
 lengths = st.lists(st.integers(1, 200), min_size=1, max_size=120)
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    """Return an encoder of the tiny base with room for everything."""
-    return tiny_encoder(tiny_tokenizer(tmp_path_factory.mktemp("base")))
 
 
 @pytest.fixture(scope="module")

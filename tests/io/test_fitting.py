@@ -8,7 +8,7 @@ from typing import Literal
 import msgspec
 import pytest
 import tokenizers
-from folders import tiny_encoder, tiny_tokenizer, write_records
+from folders import write_records
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -22,12 +22,6 @@ from clara.io.fitting import check_records, tasks_of
 from clara.io.records import Record, document_records, read_records
 
 MIXED = DataConfig(batch_size=4, length_multiple=16, autoencode_share=0.5, paraphrase_share=0.5, qa_form="turns")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    """Return an encoder of the tiny base with room for everything."""
-    return tiny_encoder(tiny_tokenizer(tmp_path_factory.mktemp("base")))
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from folders import tiny_encoder, tiny_tokenizer, write_choices, write_records
+from folders import write_choices, write_records
 
 from clara.core.types import Batch, Documents
 from clara.io.data_config import DataConfig
@@ -18,12 +18,6 @@ from clara.io.records import Record, read_records
 CONFIG = DataConfig(
     batch_size=4, accumulate=2, length_multiple=4, length_buckets=2, autoencode_share=0.5, qa_form="turns"
 )
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    """Return an encoder of the tiny base with room for everything."""
-    return tiny_encoder(tiny_tokenizer(tmp_path_factory.mktemp("base")))
 
 
 @pytest.fixture(scope="module")

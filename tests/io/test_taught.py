@@ -8,7 +8,7 @@ from typing import Any
 import mlx.core as mx
 import msgspec
 import pytest
-from folders import tiny_encoder, tiny_tokenizer, write_records
+from folders import write_records
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,12 +30,6 @@ RECORD = Record(
     paraphrase="Ada lit a red lamp in 1907.",
 )
 MIXED = DataConfig(batch_size=4, length_multiple=16, autoencode_share=0.5, paraphrase_share=0.5, qa_form="turns")
-
-
-@pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    """Return an encoder of the tiny base with room for everything."""
-    return tiny_encoder(tiny_tokenizer(tmp_path_factory.mktemp("base")))
 
 
 def texts(encoder: Encoder, example: Example) -> tuple[str, str]:

@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,6 @@ from clara.shell.answer import compress_texts
 from clara.shell.ranks import ALONE
 from clara.shell.setup import Session
 from clara.shell.stores import checkpoint_for, session_of
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation() -> Iterator[None]:
-    """Switch compilation on again, which a session switches off on a CPU."""
-    yield
-    mx.enable_compile()
 
 
 @pytest.fixture

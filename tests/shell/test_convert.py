@@ -9,7 +9,7 @@ from typing import Any
 
 import mlx.core as mx
 import pytest
-from folders import tiny_folder, write_records
+from folders import write_records
 from mlx.utils import tree_flatten
 from reference import GOLDEN
 from runs import Run, built_in, command_of, text_run
@@ -43,12 +43,6 @@ class Model:
 def command(capsys: pytest.CaptureFixture[str]) -> Run:
     """Return the command as a function of its arguments: (exit status, output, errors)."""
     return command_of(convert.main, capsys)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
 
 
 def options_in(base: Path, anchored: bool) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from folders import tiny_folder, write_choices, write_records
+from folders import write_choices, write_records
 from pdfs import column, write_pdf
 from runs import Run, command_of, text_run, tiny_run
 
@@ -39,12 +39,6 @@ METHOD = (
 RANKED = ("memory_retrieved", "memory_fused", "memory_tfidf", "text_tfidf", "text_bm25")
 ALL = [name for name in SYSTEMS if name != "tuned_text"]
 """What is asked where there is no generator that was tuned on text."""
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="module")

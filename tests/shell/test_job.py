@@ -3,53 +3,30 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from folders import tiny_folder, tiny_options, write_choices, write_records
+from folders import options_of, tiny_options, write_choices, write_records
 from mlx.utils import tree_flatten, tree_map
 
 from clara.core.config import Stage
 from clara.core.packing import unpack
 from clara.core.projection import whitening
-from clara.io.checkpoint import Checkpoint, load_checkpoint, newest_checkpoint
+from clara.io.checkpoint import Checkpoint, load_checkpoint
 from clara.io.dataset import distinct_documents, training_batches
 from clara.io.errors import ClaraError
 from clara.shell.job import Job, current, prepare, read_data, read_pool, save, with_memories
-from clara.shell.load import MEMORY_SHARE
 from clara.shell.options import Options, to_options, to_plain
 from clara.shell.setup import data_fingerprint, device_memory
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation() -> Iterator[None]:
-    """Switch compilation on again, which a run switches off on a CPU."""
-    yield
-    mx.enable_compile()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a file of five records with one document each."""
     return write_records(tmp_path_factory.mktemp("data") / "data.jsonl", range(5))
-
-
-def options_of(base: Path, data: Path, run: Path, stage: Stage = "pretrain", **sections: Any) -> Options:
-    """Return options of a short run; a choosing stage has four candidates."""
-    settings = {"data": str(data), "batch_size": 2, "max_tokens": 512}
-    settings |= {"candidates": 4} if stage in ("retrieval", "end_to_end") else {}
-    return tiny_options(base, stage=stage, steps=4, run=str(run), data=settings, **sections)
 
 
 def names(job: Job) -> tuple[set[str], set[str]]:
@@ -322,33 +299,6 @@ def test_a_trained_lens_is_not_begun_anew(base: Path, data: Path, tmp_path: Path
     np.testing.assert_allclose(np.array(params["relevance_map"]), np.array(trained.params["relevance_map"]))
 
 
-def sized(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
-    """Let the device have so many bytes."""
-    monkeypatch.setattr("clara.shell.load.device_memory", lambda: size)
-
-
-def recomputed(job: Job) -> tuple[Any, Any]:
-    """Return (which layers the steps of a job recompute, which were asked for)."""
-    saved = to_options(load_checkpoint(save(job, job.state)).config)
-    return job.session.config.compute.grad_checkpoint, saved.compute.grad_checkpoint
-
-
-def test_layers_are_recomputed_where_a_step_does_not_fit_the_device(
-    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    options = options_of(base, data, tmp_path)
-    sized(monkeypatch, 1e9)
-    assert recomputed(prepare(options, None)) == (0, "auto")
-    said = re.search(
-        r"^compute   steps of up to \d\.\d GB by estimate, 1 GB there; no layer", capsys.readouterr().out, re.M
-    )
-    assert said is not None
-    sized(monkeypatch, 0)
-    checkpoint, _ = newest_checkpoint(tmp_path)
-    assert recomputed(prepare(options, checkpoint)) == (1, "auto"), "a resumed run chooses anew"
-    assert "every layer recomputed; may not fit: raise --accumulate" in capsys.readouterr().out
-
-
 def test_answers_of_questions_alone_take_the_place_of_others(base: Path, tmp_path: Path) -> None:
     data = tmp_path / "mixed.jsonl"
     asked = {"docs": ["Built in 1907."], "question": "When?", "answer": "1907"}
@@ -357,25 +307,6 @@ def test_answers_of_questions_alone_take_the_place_of_others(base: Path, tmp_pat
     share = {"data": str(data), "max_tokens": 512, "counterfactual_share": 0.5}
     job = prepare(tiny_options(base, run=str(tmp_path / "run"), steps=1, data=share), None)
     assert job.feed.answers.kinds == {"number": ["1907"]}
-
-
-@pytest.mark.parametrize("every", [0, 2])
-def test_a_number_that_is_asked_for_is_taken(
-    every: int, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    sized(monkeypatch, 0)
-    job = prepare(options_of(base, data, tmp_path, compute={"grad_checkpoint": every}), None)
-    assert recomputed(job) == (every, every)
-
-
-def test_part_of_the_memory_is_left_to_what_is_not_counted(
-    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clara.shell.load.step_bytes", lambda *_: 1000)
-    monkeypatch.setattr("clara.shell.load.recomputed_layers", lambda shapes, config, load, limit: int(limit))
-    sized(monkeypatch, 1000)
-    job = prepare(options_of(base, data, tmp_path), None)
-    assert job.session.config.compute.grad_checkpoint == 1000 * MEMORY_SHARE
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,6 @@ retrieval = {top_k = 2}
 data = {candidates = 4}
 """
 STAGES = ("pretrain", "end_to_end")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation() -> Iterator[None]:
-    """Switch compilation on again, which the commands switch off on a CPU."""
-    yield
-    mx.enable_compile()
 
 
 def until(condition: Callable[[], bool], processes: list[subprocess.Popen[str]]) -> None:

@@ -1,37 +1,25 @@
-"""The largest step that a stage can have is as large as any that it has."""
+"""The largest step that a stage can have is as large as any, and layers are recomputed where it does not fit."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import pytest
-from folders import tiny_folder, tiny_options, write_records
+from folders import options_of, write_records
 from mlx.utils import tree_flatten
 
 from clara.core.config import Stage
 from clara.core.packing import unpack
+from clara.io.checkpoint import load_checkpoint, newest_checkpoint
 from clara.io.dataset import training_batches
-from clara.shell.job import prepare, with_memories
-from clara.shell.load import largest_load
-from clara.shell.options import Options
+from clara.shell.job import Job, prepare, save, with_memories
+from clara.shell.load import MEMORY_SHARE, largest_load
+from clara.shell.options import to_options
 
 JOINT = {"retrieval": {"train_compressor": True}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation() -> Iterator[None]:
-    """Switch compilation on again, which a run switches off on a CPU."""
-    yield
-    mx.enable_compile()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base"))
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +28,50 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_records(tmp_path_factory.mktemp("data") / "data.jsonl", range(5))
 
 
-def options_of(base: Path, data: Path, run: Path, stage: Stage, **sections: Any) -> Options:
-    """Return options of a short run; a choosing stage has four candidates."""
-    settings = {"data": str(data), "batch_size": 2, "max_tokens": 512}
-    settings |= {"candidates": 4} if stage in ("retrieval", "end_to_end") else {}
-    return tiny_options(base, stage=stage, steps=4, run=str(run), data=settings, **sections)
+def sized(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
+    """Let the device have so many bytes."""
+    monkeypatch.setattr("clara.shell.load.device_memory", lambda: size)
+
+
+def recomputed(job: Job) -> tuple[Any, Any]:
+    """Return (which layers the steps of a job recompute, which were asked for)."""
+    saved = to_options(load_checkpoint(save(job, job.state)).config)
+    return job.session.config.compute.grad_checkpoint, saved.compute.grad_checkpoint
+
+
+def test_layers_are_recomputed_where_a_step_does_not_fit_the_device(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = options_of(base, data, tmp_path)
+    sized(monkeypatch, 1e9)
+    assert recomputed(prepare(options, None)) == (0, "auto")
+    said = re.search(
+        r"^compute   steps of up to \d\.\d GB by estimate, 1 GB there; no layer", capsys.readouterr().out, re.M
+    )
+    assert said is not None
+    sized(monkeypatch, 0)
+    checkpoint, _ = newest_checkpoint(tmp_path)
+    assert recomputed(prepare(options, checkpoint)) == (1, "auto"), "a resumed run chooses anew"
+    assert "every layer recomputed; may not fit: raise --accumulate" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("every", [0, 2])
+def test_a_number_that_is_asked_for_is_taken(
+    every: int, base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sized(monkeypatch, 0)
+    job = prepare(options_of(base, data, tmp_path, compute={"grad_checkpoint": every}), None)
+    assert recomputed(job) == (every, every)
+
+
+def test_part_of_the_memory_is_left_to_what_is_not_counted(
+    base: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clara.shell.load.step_bytes", lambda *_: 1000)
+    monkeypatch.setattr("clara.shell.load.recomputed_layers", lambda shapes, config, load, limit: int(limit))
+    sized(monkeypatch, 1000)
+    job = prepare(options_of(base, data, tmp_path), None)
+    assert job.session.config.compute.grad_checkpoint == 1000 * MEMORY_SHARE
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,6 @@ from clara.shell.ranks import Ranks
 from clara.shell.setup import Session
 
 TEXTS = [f"Lamp {i} burns {'very ' * (i % 4)}red." for i in range(9)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation() -> Iterator[None]:
-    """Switch compilation on again, which a run switches off on a CPU."""
-    yield
-    mx.enable_compile()
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,6 @@ from clara.shell.answer import answer
 from clara.shell.job import Job, current, prepare
 from clara.shell.loop import Step
 from clara.shell.monitor import draw, keep_best, measure, out_of_patience, record_step, reply, show
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation() -> Iterator[None]:
-    """Switch compilation on again, which a run switches off on a CPU."""
-    yield
-    mx.enable_compile()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from folders import tiny_folder, tiny_tokenizer
+from folders import tiny_tokenizer
 from pdfs import column, write_pdf
 from runs import Run, command_of
 
@@ -23,12 +23,6 @@ from clara.shell import prepare, train
 from clara.shell.preparing.questions import Reply, Request
 
 PROSE = [f"Lamp {i} stands in town {i} and burns red all night long, as lamps of its kind do." for i in range(12)]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture

@@ -28,19 +28,6 @@ from clara.shell.stores import (
 )
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation() -> Iterator[None]:
-    """Switch compilation on again, which a session switches off on a CPU."""
-    yield
-    mx.enable_compile()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
-
-
 @pytest.fixture(scope="module")
 def run(base: Path) -> Path:
     """Return a run."""

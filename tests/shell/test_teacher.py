@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from folders import tiny_folder, tiny_options, write_records
+from folders import tiny_options, write_records
 from launched import Ended, ended, launch
 from mlx.utils import tree_flatten
 from runs import Run, command_of, text_run, tiny_run
@@ -30,19 +29,6 @@ from clara.shell.setup import open_session
 from clara.shell.teacher import beside_teacher, teacher_lines, teacher_name, teacher_of
 
 DISTILS = {"loss": {"distillation_weight": 1.0}}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation() -> Iterator[None]:
-    """Switch compilation on again, which a run switches off on a CPU."""
-    yield
-    mx.enable_compile()
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of the tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="module")

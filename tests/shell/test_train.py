@@ -118,13 +118,6 @@ def command(*argv: str) -> Ran:
     return Ran(status, out.getvalue(), err.getvalue())
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compilation() -> Iterator[None]:
-    """Switch compilation on again, which the command switches off on a CPU."""
-    yield
-    mx.enable_compile()
-
-
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     """Return base, data and settings; tests must not change them."""

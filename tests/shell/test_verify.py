@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 from folders import tiny_folder
 from mlx.utils import tree_flatten
@@ -16,13 +14,6 @@ from clara.io.base import load_base
 from clara.shell.options import Options, for_stage, read_recipe, to_options
 from clara.shell.setup import to_base
 from clara.shell.verify import main, memory_line
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compilation() -> Iterator[None]:
-    """Switch compilation on again, which the command switches off on a CPU."""
-    yield
-    mx.enable_compile()
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from folders import tiny_folder, write_choices
+from folders import write_choices
 from runs import tiny_run
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
 
 
 @pytest.fixture(scope="module")

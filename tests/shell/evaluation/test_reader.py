@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from folders import tiny_folder
 from runs import text_run, tiny_run
 from tiny import assert_same
 
@@ -13,12 +12,6 @@ from clara.io.checkpoint import newest_checkpoint
 from clara.io.errors import ClaraError
 from clara.shell.evaluation.reader import open_reader, require_memory, text_checkpoint, text_facts
 from clara.shell.stores import session_of
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a tiny base."""
-    return tiny_folder(tmp_path_factory.mktemp("base") / "tiny")
 
 
 def test_the_newest_checkpoint_of_a_run_on_text_is_taken(base: Path, tmp_path: Path) -> None:
