@@ -31,9 +31,9 @@ KEYED_DRAWS = {"uniform", "normal", "bernoulli", "categorical", "gumbel", "randi
 WITHOUT_OWN_TEST = {
     # Declarations without a function: whatever uses them tests them.
     *("core/types.py", "core/config.py", "core/prompts.py", "io/data_config.py"),
-    # Start values and the opening of a session: every test of steps, runs and answers begins with them
-    # (tests/core/test_stages.py, tests/shell/test_train.py, tests/shell/test_answer.py).
-    *("core/init.py", "shell/setup.py"),
+    # The opening of a session: every test of runs and answers begins with it (tests/shell/test_train.py,
+    # tests/shell/test_answer.py).
+    "shell/setup.py",
 }
 
 

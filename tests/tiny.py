@@ -100,7 +100,7 @@ def tiny_config(
     *,
     stage: Stage = "pretrain",
     anchored: bool = False,
-    anchor_pooling: Literal["mean", "learned"] = "mean",
+    anchor_pooling: Literal["mean", "learned", "mapped"] = "mean",
     dropout: float = 0.0,
     loss: LossConfig | None = None,
     compute: ComputeConfig | None = None,
@@ -114,6 +114,7 @@ def tiny_config(
             compression_rate=DOCUMENT_TOKENS // MEMORY_TOKENS,
             anchored=anchored,
             anchor_pooling=anchor_pooling,
+            anchor_map_rank=3,
         ),
         lora=LoraConfig(rank=4, alpha=8.0, dropout=dropout),
         loss=loss or stage_loss(stage),
@@ -152,8 +153,11 @@ def tiny_params(base: Base, config: StepConfig, seed: int = 0) -> Params:
     }
     if config.memory.anchored:
         params["anchor_gain"] = 0.5 + 0.1 * normal(rng, HIDDEN)
-    if config.memory.anchor_pooling == "learned":
+    if config.memory.anchor_pooling != "mean":
         params["anchor_query"] = 0.2 * normal(rng, HIDDEN)
+    if places := config.memory.anchor_places:
+        params["anchor_map_a"] = normal(rng, places + 1, HIDDEN, 3) * HIDDEN**-0.5
+        params["anchor_map_b"] = 0.5 * normal(rng, places + 1, 3, HIDDEN)
     return params
 
 

@@ -9,12 +9,14 @@ import mlx.core as mx
 from clara.core.bind import anatomy, hidden_states, part_of
 from clara.core.config import Layout, StepConfig
 from clara.core.memory import (
+    AnchorMaps,
     Chunks,
     anchor_memory,
     anchors,
     document_chunks,
     document_slots,
     learned_anchors,
+    mapped_anchors,
     masked_mean,
     place_memory,
     read_memory,
@@ -77,8 +79,11 @@ def compress(
     means = masked_mean(memory, mx.ones(memory.shape[:2], dtype=mx.bool_)), masked_mean(hidden, before)
     if config.memory.anchor_pooling == "learned":
         anchor = learned_anchors(embeddings, hidden, params["anchor_query"], chunks)
+    maps = AnchorMaps(params["anchor_map_a"], params["anchor_map_b"]) if config.memory.anchor_places else None
+    if maps:
+        anchor = mapped_anchors(embeddings, hidden, params["anchor_query"], maps, chunks)
     if config.memory.anchored:
-        memory = anchor_memory(memory, anchor, params["anchor_gain"], base.embedding_rms)
+        memory = anchor_memory(memory, anchor, params["anchor_gain"], base.embedding_rms, maps)
     return Compressed(memory, *means)
 
 

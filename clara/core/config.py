@@ -61,16 +61,20 @@ class MemoryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         bool, Meta(description="Cut a document that is too long after framing it, as the original does.")
     ] = False
     anchor_pooling: Annotated[
-        Literal["mean", "learned"],
+        Literal["mean", "learned", "mapped"],
         Meta(
-            description="Weights of the embeddings in an anchor: mean: all equal; learned: a trained softmax over the "
-            "compressor's states, which starts as the mean."
+            description="How embeddings enter an anchor: mean: all alike; learned: weighed by a trained softmax over "
+            "the compressor's states, which starts as the mean; mapped: so, and through a trained map for each place "
+            "in a part of the document, and one for the state."
         ),
     ] = "mean"
+    anchor_map_rank: Annotated[int, Meta(ge=1, description="Rank of the maps of anchor_pooling mapped.")] = 64
 
     def __post_init__(self) -> None:
-        if self.anchor_pooling == "learned" and not self.anchored:
-            raise ValueError("anchor_pooling learned: memory has no anchors to pool; wanted anchored, or mean")
+        if self.anchor_pooling != "mean" and not self.anchored:
+            raise ValueError(
+                f"anchor_pooling {self.anchor_pooling}: memory has no anchors to pool; wanted anchored, or mean"
+            )
         if self.compression_rate > self.doc_max_tokens:
             raise ValueError(
                 f"compression_rate {self.compression_rate} leaves no memory token of doc_max_tokens "
@@ -81,6 +85,11 @@ class MemoryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def num_memory_tokens(self) -> int:
         """M = doc_max_tokens // compression_rate."""
         return self.doc_max_tokens // self.compression_rate
+
+    @property
+    def anchor_places(self) -> int:
+        """Tokens of the longest part of a document, each with a map of its own; 0 where anchors have no maps."""
+        return -(-self.doc_max_tokens // self.num_memory_tokens) if self.anchor_pooling == "mapped" else 0
 
 
 class LoraConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -187,7 +196,8 @@ class OptimizerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     warmup_ratio: Annotated[float, Meta(ge=0, lt=1, description="Share of the steps that warm up.")] = 0.03
     final_ratio: Annotated[float, Meta(ge=0, le=1, description="Last learning rate as a share of the peak.")] = 0.1
     anchor_rate: Annotated[
-        float, Meta(gt=0, description="Learning rate of the anchors' gain and query, as a multiple of all others'.")
+        float,
+        Meta(gt=0, description="Learning rate of the anchors' gain, query and maps, as a multiple of all others'."),
     ] = 1.0
 
 

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from clara.core.bind import adapted_linears, anatomy, part_of
-from clara.core.config import Layout, StepConfig
+from clara.core.config import Layout, MemoryConfig, StepConfig
 from clara.core.lora import init_adapter
 from clara.core.types import Base, Params
 
@@ -52,24 +52,40 @@ def init_params(
     }
     if config.memory.anchored:
         params["anchor_gain"] = mx.full((base.special_embeddings.shape[1],), config.memory.anchor_gain)
-    if config.memory.anchor_pooling == "learned":
+    if config.memory.anchor_pooling != "mean":
         params["anchor_query"] = mx.zeros((base.special_embeddings.shape[1],))
+    if places := config.memory.anchor_places:
+        params |= init_maps(mx.random.key(seed), places + 1, base.special_embeddings.shape[1], config)
     return params
 
 
-def resample_memory(params: Params, num_memory_tokens: int) -> Params:
-    """Return params for another number of memory tokens: the mean of rows that become one, copies of one that several.
+def init_maps(key: mx.array, count: int, size: int, config: StepConfig) -> Params:
+    """Return the factors of maps float[size, size] that change nothing yet: A drawn as an adapter's, B zeros."""
+    rank, bound = config.memory.anchor_map_rank, size**-0.5
+    return {
+        "anchor_map_a": mx.random.uniform(-bound, bound, (count, size, rank), key=key),
+        "anchor_map_b": mx.zeros((count, rank, size)),
+    }
 
-    So training can begin at a low compression rate, which a generator learns to read sooner, and go on at a higher.
+
+def resample_memory(params: Params, memory: MemoryConfig) -> Params:
+    """Return params for another compression rate: the mean of rows that become one, copies of one that several.
+
+    So training can begin at a low compression rate, which a generator learns to read sooner, and go on at a higher. A
+    place in a longer or shorter part takes the map of the place as far along in it.
     """
     rows = params["memory_embeddings"]
-    before, after = rows.shape[0], num_memory_tokens
+    before, after = rows.shape[0], memory.num_memory_tokens
     if before == after:
         return params
     first = [j * before // after for j in range(after)]
     last = [max((j + 1) * before // after, first[j] + 1) for j in range(after)]
-    means = [rows[a:b].mean(axis=0) for a, b in zip(first, last, strict=True)]
-    return {**params, "memory_embeddings": mx.stack(means)}
+    own = {"memory_embeddings": mx.stack([rows[a:b].mean(axis=0) for a, b in zip(first, last, strict=True)])}
+    if places := memory.anchor_places:
+        had = params["anchor_map_a"].shape[0] - 1
+        index = mx.array([*(place * had // places for place in range(places)), had])
+        own |= {name: params[name][index] for name in ("anchor_map_a", "anchor_map_b")}
+    return {**params, **own}
 
 
 def add_lens(params: Params) -> Params:

@@ -9,11 +9,22 @@ import mlx.core as mx
 from clara.core.select import NEVER
 
 
+class AnchorMaps(NamedTuple):
+    """Maps of low rank R, as A @ B, that embeddings and states take on their way into memory."""
+
+    a: mx.array
+    """float[P + 1, D, R]: of each of the P places in a chunk, and last of the memory state."""
+    b: mx.array
+    """float[P + 1, R, D]: their second factors; zeros change nothing."""
+
+
 class Chunks(NamedTuple):
     """M equal parts of each of N documents."""
 
     inside: mx.array
     """bool[N, M, S]: the positions of each part."""
+    first: mx.array
+    """int32[N, M]: the first of these."""
     size: mx.array
     """int32[N, M]: how many these are."""
 
@@ -71,7 +82,7 @@ def document_chunks(start: mx.array, count: mx.array, num_memory_tokens: int, wi
     last = mx.minimum(mx.maximum(bounds[:, 1:], first + 1), count[:, None])
     place, begin = mx.arange(width), first + start[:, None]
     end = begin + (last - first)
-    return Chunks((place >= begin[..., None]) & (place < end[..., None]), last - first)
+    return Chunks((place >= begin[..., None]) & (place < end[..., None]), begin, last - first)
 
 
 def anchors(embeddings: mx.array, chunks: Chunks) -> mx.array:
@@ -93,14 +104,41 @@ def learned_anchors(embeddings: mx.array, hidden: mx.array, query: mx.array, chu
     return mx.where(chunks.inside, weights, 0) @ embeddings.astype(mx.float32)
 
 
-def anchor_memory(memory: mx.array, anchor: mx.array, gain: mx.array, embedding_rms: mx.array) -> mx.array:
-    """Return float[N, M, D] = anchor + gain ⊙ r · h / rms(h), the anchored form of memory states h.
+def mapped_anchors(
+    embeddings: mx.array, hidden: mx.array, query: mx.array, maps: AnchorMaps, chunks: Chunks
+) -> mx.array:
+    """Return float32[N, M, D]: Σ_p w_p (e_p + e_p A_p B_p), with p the place of a token in its chunk, w as learned.
 
-    memory, anchor: float[N, M, D]; gain: float[D]; r = embedding_rms: float[]. A state of zero stays zero.
+    What the sum of embeddings loses, their order, the maps keep. Chunks must not be longer than P tokens. Of an empty
+    one it is zero; maps of zeros give `learned_anchors`. embeddings (e), hidden: float[N, S, D]; query: float[D].
+    """
+    rows, count, places = mx.arange(embeddings.shape[0])[:, None, None], chunks.size.shape[1], maps.a.shape[0] - 1
+    place = mx.arange(places)
+    index = mx.minimum(chunks.first[..., None] + place, embeddings.shape[1] - 1)
+    inside = place < chunks.size[..., None]
+    scores = (hidden.astype(mx.float32) @ query.astype(mx.float32))[rows, index]
+    weights = mx.where(inside, mx.softmax(mx.where(inside, scores, NEVER), axis=-1), 0)
+    weighted = weights[..., None] * embeddings.astype(mx.float32)[rows, index]
+    by_place = weighted.reshape(-1, places, weighted.shape[-1]).swapaxes(0, 1)
+    narrow = (by_place @ maps.a[:places]).swapaxes(0, 1).flatten(1)
+    mapped = narrow @ maps.b[:places].flatten(0, 1)
+    return weighted.sum(axis=2) + mapped.reshape(-1, count, mapped.shape[-1])
+
+
+def anchor_memory(
+    memory: mx.array, anchor: mx.array, gain: mx.array, embedding_rms: mx.array, maps: AnchorMaps | None = None
+) -> mx.array:
+    """Return float[N, M, D] = anchor + gain ⊙ r · u + r · u A B, u = h / rms(h), the anchored form of memory states h.
+
+    memory, anchor: float[N, M, D]; gain: float[D]; r = embedding_rms: float[]; A, B: the last of the maps, none
+    without. A state of zero stays zero.
     """
     state = memory.astype(mx.float32)
     unit = state * mx.rsqrt(mx.mean(state * state, axis=-1, keepdims=True) + 1e-6)
-    return (anchor.astype(mx.float32) + gain * embedding_rms * unit).astype(memory.dtype)
+    placed = anchor.astype(mx.float32) + gain * embedding_rms * unit
+    if maps is not None:
+        placed = placed + embedding_rms * ((unit @ maps.a[-1]) @ maps.b[-1])
+    return placed.astype(memory.dtype)
 
 
 def other_documents(candidates: mx.array) -> mx.array:

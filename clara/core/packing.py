@@ -18,7 +18,7 @@ from clara.core.types import Params
 
 ADAPTERS = ("lora_a", "lora_b")
 ANCHOR, OTHER = "anchor", "other"
-ANCHORS = ("anchor_gain", "anchor_query")
+ANCHORS = ("anchor_gain", "anchor_query", "anchor_map_a", "anchor_map_b")
 """Leaves that share a vector, since they may be trained at a rate of their own."""
 
 

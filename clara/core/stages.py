@@ -35,9 +35,9 @@ def trained_leaves(config: StepConfig, params: Params, compresses: bool = True) 
     """Return (trained, frozen): params in two trees, as the stage has it.
 
     `pretrain` and `instruct` train the generator and the compressor, with all leaves beside the adapters (memory
-    embeddings; gain and query of anchors); `retrieval` the reasoner; `end_to_end` reasoner and generator; both also the
-    lens of pooled relevance, and the compressor where `train_compressor` says so. compresses: False where documents are
-    read as text, and no compressor is needed.
+    embeddings; gain, query and maps of anchors); `retrieval` the reasoner; `end_to_end` reasoner and generator; both
+    also the lens of pooled relevance, and the compressor where `train_compressor` says so. compresses: False where
+    documents are read as text, and no compressor is needed.
     """
     names = {"retrieval": {"reasoner"}, "end_to_end": {"reasoner", "generator"}}.get(config.stage, {"generator"})
     whole = config.trains_compressor and compresses

@@ -20,7 +20,9 @@ Adapter = dict[str, dict[str, mx.array]]
 Params = dict[str, Any]
 """The trained leaves: {"adapters": {name: Adapter}, "memory_embeddings": float[M, D]}.
 
-Anchored memory adds "anchor_gain": float[D], its learned pooling "anchor_query": float[D].
+Anchored memory adds "anchor_gain": float[D], its learned pooling "anchor_query": float[D], mapped pooling both and, for
+each of the P places in a part of a document and for the state, "anchor_map_a": float[P + 1, D, R'] and "anchor_map_b":
+float[P + 1, R', D].
 """
 
 Term = tuple[mx.array, mx.array]

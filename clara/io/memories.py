@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,7 @@ from msgspec import Struct
 
 from clara.core.collate import Tokens
 from clara.core.config import StepConfig
+from clara.core.packing import ANCHORS
 from clara.core.types import Base, Params
 from clara.io.errors import ClaraError
 from clara.io.files import write_atomic
@@ -48,7 +50,7 @@ class Memories(NamedTuple):
     """Key of a document → (the words of its shard, on disk; row; dtype)."""
 
 
-COMPRESSOR_LEAVES = ("memory_embeddings", "anchor_gain", "anchor_query")
+COMPRESSOR_LEAVES = ("memory_embeddings", *ANCHORS)
 """Parameters beside the adapter that a memory depends on."""
 
 
@@ -71,7 +73,7 @@ def compressor_fingerprint(
     }
     dtypes = sorted({str(leaf.dtype) for _, leaf in tree_flatten(base.module.parameters())}) if exact else []
     # How anchors are pooled shows in the leaves: unsaid here, memories of before there was a choice stay valid.
-    told = repr(config.memory).replace(f", anchor_pooling={config.memory.anchor_pooling!r}", "")
+    told = re.sub(r", anchor_(pooling|map_rank)=[^,)]+", "", repr(config.memory))
     text = f"({base_fingerprint!r}, {dtypes!r}, {told}, {config.lora.scale!r}, {base.layout!r})"
     digest = hashlib.sha256(text.encode())
     for name, leaf in sorted(tree_flatten(parts)):

@@ -17,6 +17,9 @@ from clara.io.retention import step_of
 CARD = "README.md"
 """What people wrote about a released checkpoint; it stays where another takes its place."""
 
+LARGE = ("adapters", "anchor_map_a", "anchor_map_b")
+"""Parameters that are given in bfloat16."""
+
 PLACES = ("run", "start_from", "memories")
 SOURCES = ("data", "heldout", "autoencode_data")
 """Options that name folders, and those of data that name files, with commas between."""
@@ -25,10 +28,10 @@ SOURCES = ("data", "heldout", "autoencode_data")
 def released(checkpoint: Checkpoint, model: str) -> Checkpoint:
     """Return a checkpoint as others take it; model: what they call its base.
 
-    Of paths the last part stays. Parameters beside the adapters are few, and keep their dtype.
+    Of paths the last part stays. Parameters beside the adapters and the maps of anchors are few, and keep their dtype.
     """
-    params = dict(checkpoint.params)
-    params["adapters"] = tree_map(lambda leaf: leaf.astype(mx.bfloat16), params["adapters"])
+    large = {name: leaf for name, leaf in checkpoint.params.items() if name in LARGE}
+    params = {**checkpoint.params, **tree_map(lambda leaf: leaf.astype(mx.bfloat16), large)}
     manifest = msgspec.structs.replace(
         checkpoint.manifest,
         started_from=last_part(checkpoint.manifest.started_from),

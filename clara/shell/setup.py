@@ -101,7 +101,7 @@ def open_session(
     if checkpoint is None and source is not None and not options.carry_generator:
         anew = init_params(base, config, options.data.seed)["adapters"]["generator"]
         params = {**params, "adapters": {**params["adapters"], "generator": anew}}
-    params = resample_memory(params, options.memory.num_memory_tokens)
+    params = resample_memory(params, options.memory)
     if options.stage in CHOOSING:
         params = add_lens(add_reasoner(params)) if config.has_lens else add_reasoner(params)
     mx.eval(base.special_embeddings, base.embedding_rms, params)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -118,6 +120,38 @@ def test_learned_pooling_knows_no_other_row_and_stays_finite_in_a_filler_row() -
     assert mx.isfinite(grads["anchor_query"]).all().item()
 
 
-def test_learned_pooling_needs_anchors() -> None:
-    with pytest.raises(ValueError, match="anchor_pooling learned: memory has no anchors to pool; wanted anchored"):
-        MemoryConfig(anchor_pooling="learned")
+@pytest.mark.parametrize("pooling", ["learned", "mapped"])
+def test_pooling_that_is_learnt_needs_anchors(pooling: Literal["learned", "mapped"]) -> None:
+    with pytest.raises(ValueError, match=f"anchor_pooling {pooling}: memory has no anchors to pool; wanted anchored"):
+        MemoryConfig(anchor_pooling=pooling)
+
+
+MAPPED = tiny_config(anchored=True, anchor_pooling="mapped")
+
+
+def test_mapped_pooling_starts_as_the_mean_and_can_leave_it() -> None:
+    base, mean, given = tiny_base(), tiny_config(anchored=True), documents(tiny_base(), (3, 12, 0), width=40)
+    new = {name: leaf for name, leaf in init_params(base, MAPPED, seed=0).items() if name.startswith("anchor_")}
+    places = MAPPED.memory.anchor_places
+    assert new["anchor_map_a"].shape == (places + 1, HIDDEN, 3) and new["anchor_map_b"].shape == (places + 1, 3, HIDDEN)
+    params = tiny_params(base, mean)
+    start = new | params
+    assert_close(compress(base, MAPPED, start, given).memory, compress(base, mean, params, given).memory, 1e-6)
+    grads = mx.grad(lambda p: mx.square(compress(base, MAPPED, p, given).memory).sum())(start)
+    assert mx.abs(grads["anchor_map_b"][[0, 1, 2, -1]]).min().item() > 0, "they could never leave their start"
+
+
+def test_a_document_of_the_greatest_length_has_a_map_for_each_of_its_places() -> None:
+    base = tiny_base()
+    params = tiny_params(base, MAPPED)
+    longest = MAPPED.memory.doc_max_tokens
+    grads = mx.grad(lambda p: mx.square(compress(base, MAPPED, p, documents(base, (longest,))).memory).sum())(params)
+    assert mx.abs(grads["anchor_map_b"]).max(axis=(1, 2)).min().item() > 0
+
+
+def test_a_document_alone_and_among_others_has_the_same_mapped_memory() -> None:
+    base = tiny_base()
+    params, together = tiny_params(base, MAPPED), documents(base, (3, 12), width=40)
+    memory = compress(base, MAPPED, params, together).memory
+    alone = Documents(together.tokens[:1, : 6 + MEMORY_TOKENS], together.lengths[:1])
+    assert_close(memory[0], compress(base, MAPPED, params, alone).memory[0], 1e-5)

@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 from tiny import as_numpy, assert_same, difference, normal
 
 from clara.core.memory import (
+    AnchorMaps,
     anchor_memory,
     anchors,
     document_chunks,
     document_slots,
     learned_anchors,
+    mapped_anchors,
     masked_mean,
     other_documents,
     place_memory,
@@ -189,15 +191,20 @@ PLACES = [(0, 7), (2, 2), (1, 0), (3, 6)]
 """(start, count) of four texts: more tokens than chunks, fewer, none, and two in each of three."""
 
 
-def naive_learned_anchors(embeddings: np.ndarray, hidden: np.ndarray, query: np.ndarray, memory: int) -> np.ndarray:
-    """Return the pooled embeddings of the texts at PLACES, one chunk at a time."""
+def naive_anchors_by_weight(
+    embeddings: np.ndarray, hidden: np.ndarray, query: np.ndarray, memory: int, maps: list[np.ndarray] | None = None
+) -> np.ndarray:
+    """Return the pooled embeddings of the texts at PLACES, one chunk at a time; maps: a matrix for each place in it."""
     out = np.zeros((len(PLACES), memory, embeddings.shape[-1]))
     for n, (start, count) in enumerate(PLACES):
         for j in range(memory if count else 0):
             first = j * count // memory
             chunk = slice(start + first, start + max((j + 1) * count // memory, first + 1))
             weights = np.exp(hidden[n, chunk] @ query)
-            out[n, j] = weights @ embeddings[n, chunk] / weights.sum()
+            given = embeddings[n, chunk]
+            if maps is not None:
+                given = np.stack([row @ maps[place] for place, row in enumerate(given)])
+            out[n, j] = weights @ given / weights.sum()
     return out
 
 
@@ -216,7 +223,7 @@ def pooling_case(seed: int, dim: int = 4) -> tuple[mx.array, mx.array, mx.array]
 @given(st.integers(1, 6), seeds)
 def test_learned_anchors_equal_a_loop(memory: int, seed: int) -> None:
     case = pooling_case(seed)
-    expected = naive_learned_anchors(*map(as_numpy, case), memory)
+    expected = naive_anchors_by_weight(*map(as_numpy, case), memory)
     np.testing.assert_allclose(as_numpy(pooled(*case, memory)), expected, atol=1e-5)
 
 
@@ -235,7 +242,7 @@ def test_the_gradient_of_learned_anchors_is_that_of_finite_differences() -> None
     plain = [as_numpy(each) for each in case]
 
     def total(hidden: np.ndarray, query: np.ndarray) -> float:
-        return float((naive_learned_anchors(plain[0], hidden, query, 3) * as_numpy(upstream)).sum())
+        return float((naive_anchors_by_weight(plain[0], hidden, query, 3) * as_numpy(upstream)).sum())
 
     for place, grad in enumerate(grads):
         expected = np.zeros(grad.shape)
@@ -254,6 +261,60 @@ def test_learned_anchors_of_bfloat16_and_of_large_scores_are_finite_float32() ->
     assert pooled(embeddings, hidden, query).dtype == mx.float32
 
 
+def anchor_maps(rng: np.random.Generator, places: int, dim: int, rank: int = 2) -> AnchorMaps:
+    """Return random maps for the places of a chunk, and for the state."""
+    return AnchorMaps(normal(rng, places + 1, dim, rank), normal(rng, places + 1, rank, dim))
+
+
+def mapped(case: tuple[mx.array, mx.array, mx.array], maps: AnchorMaps, memory: int) -> mx.array:
+    """Return the mapped anchors of the texts at PLACES."""
+    start, count = (mx.array(each) for each in zip(*PLACES, strict=True))
+    return mapped_anchors(*case, maps, document_chunks(start, count, memory, case[0].shape[1]))
+
+
+@given(st.integers(1, 6), seeds)
+def test_mapped_anchors_equal_a_loop(memory: int, seed: int) -> None:
+    case, places = pooling_case(seed), -(-7 // memory)
+    maps = anchor_maps(np.random.default_rng(seed + 1), places, 4)
+    whole = [np.eye(4) + as_numpy(a) @ as_numpy(b) for a, b in zip(maps.a, maps.b, strict=True)]
+    expected = naive_anchors_by_weight(*map(as_numpy, case), memory, whole[:places])
+    np.testing.assert_allclose(as_numpy(mapped(case, maps, memory)), expected, atol=1e-4)
+
+
+@given(st.integers(1, 6), st.integers(0, 3), seeds)
+def test_maps_of_zeros_give_learned_anchors(memory: int, spare: int, seed: int) -> None:
+    case = pooling_case(seed)
+    maps = anchor_maps(np.random.default_rng(seed), -(-7 // memory) + spare, 4)
+    start = maps._replace(b=0 * maps.b)
+    assert difference(mapped(case, start, memory), pooled(*case, memory)) <= 1e-5
+
+
+def test_mapped_anchors_tell_the_order_of_tokens_and_learned_ones_do_not() -> None:
+    rng = np.random.default_rng(0)
+    embeddings, chunks = normal(rng, 1, 3, 4), document_chunks(mx.array([0]), mx.array([3]), 1, 3)
+    turned, flat = embeddings[:, ::-1], mx.zeros((1, 3, 4))
+    query, maps = mx.zeros((4,)), anchor_maps(rng, 3, 4)
+    assert (
+        difference(learned_anchors(turned, flat, query, chunks), learned_anchors(embeddings, flat, query, chunks))
+        < 1e-6
+    )
+    own = [mapped_anchors(each, flat, query, maps, chunks) for each in (embeddings, turned)]
+    assert difference(*own) > 0.1
+
+
+def test_mapped_anchors_of_bfloat16_and_of_large_scores_are_finite_float32() -> None:
+    embeddings, hidden, query = (each.astype(mx.bfloat16) for each in pooling_case(3))
+    maps = anchor_maps(np.random.default_rng(3), 3, 4)
+
+    def total(query: mx.array, maps: AnchorMaps) -> mx.array:
+        return mapped((embeddings, 1000 * hidden, query), maps, 3).sum()
+
+    own, grads = mx.value_and_grad(total, argnums=(0, 1))(query.astype(mx.float32), maps)
+    assert mx.isfinite(own).item()
+    assert all(mx.isfinite(grad).all().item() for grad in (grads[0], *grads[1]))
+    assert mapped((embeddings, hidden, query), maps, 3).dtype == mx.float32
+
+
 @given(st.integers(1, 3), st.integers(1, 4), dims, seeds)
 def test_anchor_memory_is_the_formula(rows: int, memory: int, dim: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
@@ -262,6 +323,9 @@ def test_anchor_memory_is_the_formula(rows: int, memory: int, dim: int, seed: in
     rms = np.sqrt((h**2).mean(axis=-1, keepdims=True) + 1e-6)
     expected = as_numpy(anchor) + as_numpy(gain) * 0.25 * h / rms
     assert difference(anchor_memory(state, anchor, gain, mx.array(0.25)), expected) <= 1e-5
+    maps = anchor_maps(rng, 2, dim)
+    expected = expected + 0.25 * h / rms @ as_numpy(maps.a[-1]) @ as_numpy(maps.b[-1])
+    assert difference(anchor_memory(state, anchor, gain, mx.array(0.25), maps), expected) <= 1e-4
 
 
 def test_anchor_memory_of_a_zero_state_is_the_anchor_with_a_finite_gradient() -> None:

@@ -23,6 +23,7 @@ BASE = tiny_base(num_hidden_layers=1)
 CONFIGS = {
     "pretrain": tiny_config(),
     "anchored, with dropout": tiny_config(anchored=True, dropout=0.2),
+    "mapped anchors": tiny_config(anchored=True, anchor_pooling="mapped"),
     "instruct": tiny_config(stage="instruct"),
     "retrieval": tiny_config(stage="retrieval"),
     "end_to_end": tiny_config(stage="end_to_end"),
@@ -46,10 +47,12 @@ def test_unpacking_is_the_inverse_of_packing(config: StepConfig) -> None:
 
 
 def test_a_tree_becomes_four_vectors_by_kind() -> None:
-    trained, _, _ = leaves_of(CONFIGS["anchored, with dropout"])
+    trained, _, _ = leaves_of(CONFIGS["mapped anchors"])
     packed = pack(packing_of(trained), trained)
     sizes = {"lora_a": 0, "lora_b": 0, "anchor": 0, "other": 0}
-    kinds = {"lora_a": "lora_a", "lora_b": "lora_b", "anchor_gain": "anchor", "anchor_query": "anchor"}
+    kinds = {"lora_a": "lora_a", "lora_b": "lora_b"}
+    kinds |= dict.fromkeys(("anchor_gain", "anchor_query", "anchor_map_a", "anchor_map_b"), "anchor")
+    assert {"anchor_map_a", "anchor_query"} < trained.keys()
     for name, leaf in tree_flatten(trained):
         sizes[kinds.get(name.rpartition(".")[2], "other")] += leaf.size
     assert {name: vector.shape for name, vector in packed.items()} == {name: (size,) for name, size in sizes.items()}

@@ -382,12 +382,12 @@ STAGE_CONFIGS = {
     "retrieval, whole": tiny_config(stage="retrieval", anchored=True, train_compressor=True),
     "end_to_end, whole": tiny_config(stage="end_to_end", anchored=True, loss=JOINT, train_compressor=True),
 }
-REST = {"memory_embeddings", "anchor_gain", "anchor_query"}
+REST = {"memory_embeddings", "anchor_gain", "anchor_query", "anchor_map_a", "anchor_map_b"}
 
 
 def all_params(base: Base) -> Params:
     """Return parameters with all three adapters, whatever the stage."""
-    return tiny_params(base, tiny_config(stage="end_to_end", anchored=True, anchor_pooling="learned"))
+    return tiny_params(base, tiny_config(stage="end_to_end", anchored=True, anchor_pooling="mapped"))
 
 
 @pytest.mark.parametrize(

@@ -236,7 +236,7 @@ def test_the_fingerprint_of_mean_pooling_is_that_of_before_there_was_a_choice(se
     memory = session.config.memory
     names = ("doc_max_tokens", "compression_rate", "anchored", "anchor_gain", "cuts_suffix")
     said = ", ".join(f"{name}={getattr(memory, name)!r}" for name in names)
-    assert memory.anchored and repr(memory) == f"MemoryConfig({said}, anchor_pooling='mean')"
+    assert memory.anchored and repr(memory) == f"MemoryConfig({said}, anchor_pooling='mean', anchor_map_rank=64)"
     before = Mock(anchor_pooling="mean", __repr__=lambda _: f"MemoryConfig({said})")
     old = Mock(memory=before, lora=session.config.lora)
     assert fingerprint(session._replace(config=old)) == fingerprint(session)

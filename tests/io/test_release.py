@@ -44,8 +44,12 @@ def saved(folder: Path, step: int = 3, **changes: Any) -> Checkpoint:
     return load_checkpoint(save_checkpoint(folder, PARAMETERS, {"step": mx.array(3)}, EXTRAS, OPTIONS, manifest))
 
 
-def test_adapters_are_rounded_and_all_else_is_kept(tmp_path: Path) -> None:
-    found = released(saved(tmp_path), "base")
+def test_adapters_and_the_maps_of_anchors_are_rounded_and_all_else_is_kept(tmp_path: Path) -> None:
+    maps = {f"anchor_map_{side}": mx.random.normal((3, 4, 2), key=mx.random.key(5)) for side in "ab"}
+    checkpoint = saved(tmp_path)
+    found = released(checkpoint._replace(params={**checkpoint.params, **maps}), "base")
+    for name, leaf in maps.items():
+        assert_same(found.params[name], leaf.astype(mx.bfloat16))
     adapters = PARAMETERS["adapters"]["generator"]["q"]
     expected = {"generator": {"q": {name: leaf.astype(mx.bfloat16) for name, leaf in adapters.items()}}}
     assert_same(found.params["adapters"], expected)

@@ -25,7 +25,7 @@ from mlx.utils import tree_flatten
 from clara.core.optim import learning_rate
 from clara.core.step import make_train_step
 from clara.io import cpu
-from clara.io.checkpoint import load_checkpoint
+from clara.io.checkpoint import load_checkpoint, newest_checkpoint
 from clara.io.dataset import Feed, training_batches
 from clara.io.files import locked
 from clara.io.records import read_records
@@ -750,6 +750,23 @@ def test_parameters_of_another_shape_or_scale_are_not_started_from(
     ran = command(*course.arguments(tmp_path / "run", *start, *more))
     assert ran.status == 1 and said in ran.err and "leave these options out" in ran.err
     assert not (tmp_path / "run").exists()
+
+
+def test_maps_of_anchors_go_on_at_another_rate_and_are_read_by_the_stages_after_it(
+    course: Place, tmp_path: Path
+) -> None:
+    mapped = ("--anchor-pooling", "mapped", "--anchor-map-rank", "3", "--steps", "2")
+    assert command(*course.arguments(tmp_path / "a", "--stage", "pretrain", *mapped)).status == 0
+    more = ("--start-from", str(tmp_path / "a"), "--compression-rate", "4")
+    assert command(*course.arguments(tmp_path / "b", "--stage", "pretrain", *mapped, *more)).status == 0
+    places = [newest_checkpoint(tmp_path / run)[0].params["anchor_map_a"].shape for run in "ab"]
+    assert places == [(8 + 1, 32, 3), (4 + 1, 32, 3)]
+    more = ("--start-from", str(tmp_path / "b"), "--compression-rate", "4", "--stage", "retrieval,end_to_end")
+    ran = command(*course.arguments(tmp_path / "c", *mapped, *more))
+    assert ran.status == 0, ran.err
+    runs = tmp_path / "b", tmp_path / "c" / "end_to_end"
+    before, after = (newest_checkpoint(run)[0].params["anchor_map_b"] for run in runs)
+    assert mx.array_equal(before, after).item()
 
 
 def test_another_base_is_not_started_from(course: Place, school: Path, tmp_path: Path) -> None:

@@ -1,0 +1,45 @@
+"""The start of a run at another compression rate than the one it starts from."""
+
+from __future__ import annotations
+
+import msgspec
+import numpy as np
+import pytest
+from tiny import DOCUMENT_TOKENS, MEMORY_TOKENS, as_numpy, assert_same, tiny_base, tiny_config, tiny_params
+
+from clara.core.init import resample_memory
+from clara.core.types import Params
+
+MAPPED = tiny_config(anchored=True, anchor_pooling="mapped")
+PLACES = MAPPED.memory.anchor_places
+
+
+def at_rate(rate: int) -> Params:
+    """Return tiny parameters of mapped anchors for another compression rate."""
+    params = tiny_params(tiny_base(), MAPPED)
+    return resample_memory(params, msgspec.structs.replace(MAPPED.memory, compression_rate=rate))
+
+
+def test_the_same_rate_leaves_everything_as_it_is() -> None:
+    assert_same(at_rate(MAPPED.memory.compression_rate), tiny_params(tiny_base(), MAPPED))
+
+
+def test_half_as_many_vectors_are_means_of_two_and_their_places_share_a_map() -> None:
+    before, after = tiny_params(tiny_base(), MAPPED), at_rate(2 * DOCUMENT_TOKENS // MEMORY_TOKENS)
+    pairs = as_numpy(before["memory_embeddings"]).reshape(MEMORY_TOKENS // 2, 2, -1)
+    np.testing.assert_allclose(as_numpy(after["memory_embeddings"]), pairs.mean(axis=1), atol=1e-6)
+    twice = [*(place // 2 for place in range(2 * PLACES)), PLACES]
+    for name in ("anchor_map_a", "anchor_map_b"):
+        np.testing.assert_array_equal(as_numpy(after[name]), as_numpy(before[name])[twice])
+    assert_same(after["adapters"], before["adapters"])
+    assert_same(after["anchor_query"], before["anchor_query"])
+
+
+@pytest.mark.parametrize("rate", [1, 2])
+def test_more_vectors_are_copies_and_the_last_map_stays_that_of_the_state(rate: int) -> None:
+    before, after = tiny_params(tiny_base(), MAPPED), at_rate(rate)
+    count = DOCUMENT_TOKENS // rate
+    copied = as_numpy(before["memory_embeddings"])[[j * MEMORY_TOKENS // count for j in range(count)]]
+    np.testing.assert_allclose(as_numpy(after["memory_embeddings"]), copied, atol=1e-6)
+    fewer = [*(place * PLACES // rate for place in range(rate)), PLACES]
+    np.testing.assert_array_equal(as_numpy(after["anchor_map_b"]), as_numpy(before["anchor_map_b"])[fewer])
