@@ -22,6 +22,9 @@ Update = Callable[[TrainState, list[Batch]], tuple[TrainState, dict[str, mx.arra
 Gather = Callable[[Any], list[Any]]
 """A plain value → those of all processes that share the work."""
 
+NO_WAIT = 1e-3
+"""Seconds within which a step that was computed before is returned."""
+
 
 class Step(NamedTuple):
     """A finished step."""
@@ -61,14 +64,14 @@ def training_steps(
             if (item := next(source, None)) is not None:
                 running.append(started(update, state, *item))
         except Exception:
-            yield from (finished(step, ended) for step in running)
+            yield from (finished(step, ended)[0] for step in running)
             raise
         if not running:
             return
         state = running[-1].state
         kept = int(item is not None and ahead(running[-1].number))
         while len(running) > kept:
-            step, ended = finished(running.pop(0), ended), time.perf_counter()
+            step, ended = finished(running.pop(0), ended, *running)
             yield step
 
 
@@ -83,22 +86,28 @@ def started(update: Update, state: TrainState, number: int, batch: StepBatch) ->
     return Started(number, batch, state, metrics, begun)
 
 
-def finished(step: Started, before: float) -> Step:
-    """Return a step once it is computed; before: when the one before it was, from where on its time counts at most.
+def finished(step: Started, before: float, after: Started | None = None) -> tuple[Step, float]:
+    """Return (a step once it is computed, when it was).
 
-    Raises ClaraError where its loss or gradient is not finite, or memory is short.
+    before: when the one before it was, from where on its time counts at most; after: the one handed over since.
+    To hand over may take as long as to compute: what was ready without waiting counts as ready since then. Raises
+    ClaraError where its loss or gradient is not finite, or memory is short.
     """
     number, batch, state, metrics, begun = step
+    asked = time.perf_counter()
     try:
         mx.eval(state, metrics)
     except (RuntimeError, MemoryError) as error:
         raise advised(error, number, batch) from error
+    ended = time.perf_counter()
+    if after is not None and ended - asked < NO_WAIT:
+        ended = after.begun
     values = {name: float(value) for name, value in metrics.items()}
     for name in ("loss", "gradient_norm"):
         if not math.isfinite(values.get(name, 0.0)):
             said = f"the {name.replace('_', ' ')} is {values[name]}"
             raise ClaraError(f"step {number}: {said}; its records: {', '.join(batch.names)}")
-    return Step(number, state, values, batch.tokens, time.perf_counter() - max(begun, before))
+    return Step(number, state, values, batch.tokens, ended - max(begun, before)), ended
 
 
 def advised(error: Exception, number: int, batch: StepBatch) -> Exception:

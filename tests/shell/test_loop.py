@@ -121,6 +121,15 @@ def test_the_time_of_a_step_begins_with_the_end_of_the_one_before() -> None:
     assert sum(step.seconds for step in steps) <= time.perf_counter() - begun
 
 
+def test_where_handing_over_takes_the_time_the_last_step_has_its_share() -> None:
+    def update(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
+        time.sleep(0.05)
+        return halve(state, batches)
+
+    steps = list(training_steps(update, start(), step_batches(4), lambda number: number < 4))
+    assert all(step.seconds >= 0.04 for step in steps)
+
+
 def test_ahead_a_step_is_yielded_before_the_error_of_the_next_is_raised() -> None:
     def update(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
         if int(state.step) == 2:
