@@ -21,15 +21,16 @@ def heading(options: Options, session: Session, trained: Params, records: Sequen
     """Return the lines that say what is about to run, and on what."""
     count = tree_reduce(lambda count, leaf: count + leaf.size, trained, 0)
     memory = options.memory
-    read = f"memory    {memory.num_memory_tokens} vectors for" if options.data.reads == "memory" else "text      of"
+    compressed = options.data.reads == "memory"
+    read = f"memory    {memory.num_memory_tokens} vectors for" if compressed else "text      of"
+    how = "" if memory.anchor_pooling == "mean" else f" ({memory.anchor_pooling})"
     return [
         f"device    {mx.default_device().type.name}" + (f", BLAS: {blas}" if mx.default_device() == mx.cpu else ""),
         *kernel_lines(options.compile),
         f"base      {options.model}, {session.base.module.model_type}, fingerprint {session.fingerprint}",
         f"start     {options.start_from or 'new parameters'}"
         + ("" if options.carry_generator or not options.start_from else ", but a new generator"),
-        f"{read} up to {memory.doc_max_tokens} tokens"
-        + (", anchored" if memory.anchored and options.data.reads == "memory" else ""),
+        f"{read} up to {memory.doc_max_tokens} tokens" + (f", anchored{how}" if memory.anchored and compressed else ""),
         f"training  {count:,} parameters on {len(records):,} records of {options.data.data}; stage {options.stage}, "
         f"{options.steps} steps of {options.data.batch_size}",
         f"run       {options.run}",

@@ -756,7 +756,8 @@ def test_maps_of_anchors_go_on_at_another_rate_and_are_read_by_the_stages_after_
     course: Place, tmp_path: Path
 ) -> None:
     mapped = ("--anchor-pooling", "mapped", "--anchor-map-rank", "3", "--steps", "2")
-    assert command(*course.arguments(tmp_path / "a", "--stage", "pretrain", *mapped)).status == 0
+    ran = command(*course.arguments(tmp_path / "a", "--stage", "pretrain", *mapped))
+    assert ran.status == 0 and "4 vectors for up to 32 tokens, anchored (mapped)\n" in ran.out
     more = ("--start-from", str(tmp_path / "a"), "--compression-rate", "4")
     assert command(*course.arguments(tmp_path / "b", "--stage", "pretrain", *mapped, *more)).status == 0
     places = [newest_checkpoint(tmp_path / run)[0].params["anchor_map_a"].shape for run in "ab"]
