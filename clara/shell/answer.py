@@ -110,7 +110,7 @@ def choose(session: Session, memory: mx.array, question: str) -> list[int]:
 
 
 def answer(session: Session, documents: Sequence[str], question: str, max_tokens: int = MAX_TOKENS) -> Iterator[str]:
-    """Yield the answer to a question about documents, all of which are read, piece by piece, greedily.
+    """Yield the answer to a question about documents, all of which are read, piece by piece.
 
     They are read as the generator learnt it: from memory, or their text, of each the first doc_max_tokens.
     """
@@ -150,7 +150,7 @@ def answer_from(session: Session, memory: mx.array, question: str, max_tokens: i
 def pieces(session: Session, prompt: Sequence[int], memory: mx.array, max_tokens: int) -> Iterator[str]:
     """Yield what the generator says to a prompt whose slots read memory: float[K, M, D]."""
     model = bind_generator(session.base, session.config, session.params, memory)
-    for piece in stream(model, session.tokenizer, prompt, max_tokens):
+    for piece in stream(model, session.tokenizer, prompt, max_tokens, beams=session.beams):
         yield piece.text
 
 
@@ -213,7 +213,7 @@ def fitted(session: Session, prompt: Example, room: int) -> tuple[int, ...]:
 
 
 def answer_batch(session: Session, asked: Sequence[Asked], max_tokens: int = MAX_TOKENS) -> list[Reply]:
-    """Return the greedy answers to questions, each from its own memories, computed together."""
+    """Return the answers to questions, each from its own memories, computed together."""
     memory = [each.memory for each in asked]
     prompts, row = [], 0
     for each in asked:
@@ -223,12 +223,12 @@ def answer_batch(session: Session, asked: Sequence[Asked], max_tokens: int = MAX
         row += count
     whole = mx.concatenate(memory) if row else no_memory(session)
     model = bind_generator(session.base, session.config, session.params, whole)
-    return decode_batch(model, session.tokenizer, prompts, max_tokens)
+    return decode_batch(model, session.tokenizer, prompts, max_tokens, session.beams)
 
 
 def answer_texts_batch(
     session: Session, asked: Sequence[tuple[str, Sequence[str]]], max_tokens: int = MAX_TOKENS
 ) -> list[Reply]:
-    """Return the greedy answers of the base itself to (question, texts), computed together."""
+    """Return the answers of the base itself to (question, texts), computed together."""
     prompts = [text_prompt(session, texts, question, max_tokens)[0] for question, texts in asked]
-    return decode_batch(session.base.module, session.tokenizer, prompts, max_tokens)
+    return decode_batch(session.base.module, session.tokenizer, prompts, max_tokens, session.beams)

@@ -39,6 +39,7 @@ FREE_ON_RESUME = (
     "eval_every",
     "eval_records",
     "eval_generate",
+    "beams",
     "save_every",
     "keep",
     "keep_best",

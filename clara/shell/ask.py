@@ -71,6 +71,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--max-tokens", type=int, default=MAX_TOKENS, metavar="N", help="longest answer [%(default)s]")
     add("--temperature", type=float, default=0.0, metavar="X", help="of sampling; 0 = greedy [%(default)s]")
+    add("--beams", type=int, metavar="N", help="of the search for an answer; 1 = greedy, as it comes [as trained]")
     add("--text", action="store_true", help="let the base answer from the passages' text instead, for comparison")
     add("--time", action="store_true", help="say what retrieval, prefill and decoding took, from memory and from text")
     add("--json", action="store_true", help="one JSON document an answer")
@@ -96,6 +97,7 @@ def run(arguments: argparse.Namespace) -> int:
             )
         checkpoint = checkpoint_for(path, arguments.checkpoint)
         session = session_of(checkpoint, arguments.model)
+        session = session._replace(beams=arguments.beams or (1 if arguments.temperature else session.beams))
         require_compressor(store.info, store_fingerprint(session))
         desk = Desk(session, store, search_of(session, count(store), arguments), arguments)
         if arguments.batch:
@@ -109,16 +111,20 @@ def run(arguments: argparse.Namespace) -> int:
 
 def check(arguments: argparse.Namespace) -> None:
     """Raise ClaraError, naming the argument, for one that cannot be."""
-    for name in ("candidates", "top_k", "max_tokens", "batch_size"):
+    for name in ("candidates", "top_k", "max_tokens", "beams", "batch_size"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
             raise ClaraError(f"--{name.replace('_', '-')} {value}: wanted 1 or more")
     if not (math.isfinite(arguments.temperature) and arguments.temperature >= 0):
         raise ClaraError(f"--temperature {arguments.temperature}: wanted 0 or more")
+    if arguments.temperature and (arguments.beams or 1) > 1:
+        raise ClaraError(f"--beams {arguments.beams}: the likeliest answer is not drawn; leave --temperature out")
     if arguments.question is not None and not arguments.question.strip():
         raise ClaraError("the question is empty")
     if arguments.batch and (arguments.question or arguments.time or arguments.temperature):
-        raise ClaraError("--batch answers its file's questions greedily: leave question, --time and --temperature out")
+        raise ClaraError(
+            "--batch answers its file's questions without drawing: leave question, --time and --temperature out"
+        )
     if arguments.out and not arguments.batch:
         raise ClaraError("--out is for --batch")
     out = Path(arguments.out or "").expanduser().absolute()
@@ -191,7 +197,8 @@ def say(desk: Desk, way: str, found: Found, question: str, show: bool) -> Reply:
     model, prompt = prompted(desk, way, found, question)
     if len(prompt) == longest(desk.session, desk.arguments.max_tokens):
         print(f"note: the base reads {desk.session.context:,} tokens; not all of the prompt fitted", file=sys.stderr)
-    for piece in stream(model, desk.session.tokenizer, prompt, desk.arguments.max_tokens, desk.arguments.temperature):
+    room, temperature, beams = desk.arguments.max_tokens, desk.arguments.temperature, desk.session.beams
+    for piece in stream(model, desk.session.tokenizer, prompt, room, temperature, beams):
         if show:
             print(piece.text, end="", flush=True)
     assert piece.reply is not None, "the last piece carries the whole"

@@ -138,7 +138,7 @@ def write_answers(session: Session, store: Store, how: Search, arguments: argpar
     if not arguments.out:
         return 0 if answer_parts(parts, ask, show) else 130
     with explained(store.file):
-        facts = (model, store.info, passages_digest(store.database), how, *settings)
+        facts = (model, store.info, passages_digest(store.database), how, *settings, session.beams)
     return fill(Path(arguments.out).expanduser(), parts, ask, facts)
 
 

@@ -1,19 +1,24 @@
-"""Prompts to text with mlx-lm's own engine: one as a stream, many as a batch."""
+"""Prompts to text with mlx-lm's own engine, one as a stream, many as a batch; or by a search with several beams."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm import stream_generate
 from mlx_lm.generate import BatchGenerator, generation_stream
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
+from clara.core.beams import Search, best, extended, likeliest
 from clara.io.tokens import Tokenizer, decode
+
+PREFILL = 2048
+"""Tokens of a prompt that are read at a time."""
 
 
 class Reply(NamedTuple):
@@ -30,7 +35,7 @@ class Reply(NamedTuple):
     decode: float
     """Seconds after that, likewise."""
     cache_bytes: int
-    """Keys and values that were kept at the end; of a batch 0, since its rows share one cache."""
+    """Keys and values that were kept at the end, of all beams; of a batch 0, since its rows share one cache."""
 
 
 class Piece(NamedTuple):
@@ -46,9 +51,21 @@ def sampler_of(temperature: float) -> Any:
 
 
 def stream(
-    model: nn.Module, tokenizer: Tokenizer, prompt: Sequence[int], max_tokens: int, temperature: float = 0.0
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    max_tokens: int,
+    temperature: float = 0.0,
+    beams: int = 1,
 ) -> Iterator[Piece]:
-    """Yield a reply piece by piece as it is generated, then an empty piece with the whole of it."""
+    """Yield a reply piece by piece as it is generated, then an empty piece with the whole of it.
+
+    beams: of a search, in one piece, whatever the temperature; 1 for none.
+    """
+    if beams > 1:
+        (reply,) = decode_beams(model, tokenizer, [prompt], max_tokens, beams)
+        yield from (Piece(reply.text), Piece("", reply))
+        return
     cache = make_prompt_cache(model)
     begun = time.perf_counter()
     texts, first, said = list[str](), 0.0, None
@@ -68,11 +85,14 @@ def stream(
 
 
 def decode_batch(
-    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int
+    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int, beams: int = 1
 ) -> list[Reply]:
-    """Return the greedy replies to prompts that are computed together; similar lengths waste least."""
-    if not prompts:
-        return []
+    """Return the greedy replies to prompts that are computed together; similar lengths waste least.
+
+    beams: of a search, which finds likelier replies than the greedy ones; 1 for none.
+    """
+    if beams > 1 or not prompts:
+        return decode_beams(model, tokenizer, prompts, max_tokens, beams) if prompts else []
     ends = [[token] for token in sorted(tokenizer.eos_ids)]
     size = len(prompts)
     generator = BatchGenerator(model, stop_tokens=ends, completion_batch_size=size, prefill_batch_size=size)
@@ -104,3 +124,75 @@ def decode_batch(
         )
         for uid, prompt in zip(uids, prompts, strict=True)
     ]
+
+
+def decode_beams(
+    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int, beams: int
+) -> list[Reply]:
+    """Return the replies to one prompt or more that a search with several beams finds, computed together."""
+    begun = time.perf_counter()
+    caches, logits = read_prompts(model, prompts)
+    first, kept = time.perf_counter() - begun, sum(layer.nbytes for layer in caches)
+    searches = [Search()] * len(prompts)
+    while any(search.live for search in searches):
+        searches, parents = advanced(searches, logits, tokenizer.eos_ids, beams, max_tokens)
+        if parents:
+            for layer in caches:
+                layer.filter(mx.array(parents))
+            tokens = [[beam.tokens[-1]] for search in searches for beam in search.live]
+            logits = model(mx.array(tokens), cache=caches)[:, -1]
+            mx.eval(logits, [layer.state for layer in caches])
+            kept = sum(layer.nbytes for layer in caches)
+    share, rest = len(prompts), time.perf_counter() - begun - first
+    return [
+        Reply(
+            decode(tokenizer, found.tokens).strip(),
+            search.whole,
+            len(prompt),
+            len(found.tokens),
+            first / share,
+            rest / share,
+            kept if share == 1 else 0,
+        )
+        for prompt, search in zip(prompts, searches, strict=True)
+        for found in [best(search)]
+    ]
+
+
+def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[list[Any], mx.array]:
+    """Return (a cache for each layer with a row for each prompt, float[P, V]: logits after its last token)."""
+    caches, logits = [], []
+    for prompt in prompts:
+        cache = make_prompt_cache(model)
+        for start in range(0, len(prompt) - 1, PREFILL):
+            model(mx.array([prompt[start : min(start + PREFILL, len(prompt) - 1)]]), cache=cache)
+            mx.eval([layer.state for layer in cache])
+        logits.append(model(mx.array([prompt[-1:]]), cache=cache)[:, -1])
+        mx.eval(logits[-1], [layer.state for layer in cache])
+        caches.append(cache)
+    merged = [type(layers[0]).merge(list(layers)) for layers in zip(*caches, strict=True)]
+    return merged, mx.concatenate(logits)
+
+
+def advanced(
+    searches: Sequence[Search], logits: mx.array, ends: Collection[int], beams: int, max_tokens: int
+) -> tuple[list[Search], list[int]]:
+    """Return searches one token further, and which row each of their live beams continues.
+
+    logits: float[R, V], a row for each live beam of each search, in order.
+    """
+    values, tokens = (np.array(each) for each in likeliest(logits, 2 * beams))
+    further, parents, row = list[Search](), list[int](), 0
+    for search in searches:
+        count = len(search.live)
+        found = [
+            (place, int(token), float(value))
+            for place in range(count)
+            for token, value in zip(tokens[row + place], values[row + place], strict=True)
+        ]
+        if count:
+            search, places = extended(search, found, ends, beams, max_tokens)
+            parents += [row + place for place in places]
+        further.append(search)
+        row += count
+    return further, parents

@@ -73,6 +73,14 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     eval_generate: Annotated[
         int, Meta(ge=0, description="Held-out questions that an evaluation has answered, for EM, cover-EM and F1.")
     ] = 0
+    beams: Annotated[
+        int,
+        Meta(
+            ge=1,
+            description="Beams of the search for an answer, here and, unless told otherwise, in ask and evaluate; "
+            "1 = greedy.",
+        ),
+    ] = 1
     save_every: Annotated[int, Meta(ge=0, description="Steps between checkpoints; 0 = at the end only.")] = 100
     keep: Annotated[int, Meta(ge=1, description="Newest checkpoints that are kept.")] = 2
     keep_best: Annotated[

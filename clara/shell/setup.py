@@ -49,6 +49,8 @@ class Session(NamedTuple):
     """What the checkpoint of the original said that the parameters came from, if they did."""
     context: int | None = None
     """Positions that the base can read; None where it does not say."""
+    beams: int = 1
+    """Of the search for an answer; 1 for none."""
 
 
 def prepare_device(compile: str = "auto") -> bool:
@@ -110,7 +112,7 @@ def open_session(
     )._replace(reads=options.data.reads)
     origin = source.manifest.origin if source else {}
     context = context_of(loaded)
-    return Session(base, config, params, loaded.tokenizer, encoder, loaded.fingerprint, origin, context)
+    return Session(base, config, params, loaded.tokenizer, encoder, loaded.fingerprint, origin, context, options.beams)
 
 
 def context_of(loaded: LoadedBase) -> int | None:

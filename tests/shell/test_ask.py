@@ -129,6 +129,22 @@ def test_sampling_is_not_greedy(command: Run) -> None:
     assert len(texts) > 1
 
 
+def test_a_search_with_beams_finds_what_a_session_with_as_many_answers(
+    command: Run, path: Path, session: Session, tmp_path: Path
+) -> None:
+    greedy = expected(path, session, QUESTION)[0]
+    found = expected(path, session._replace(beams=3), QUESTION)[0]
+    assert found != greedy
+    for argv in ((QUESTION, "--beams", "3"), (QUESTION, "--beams", "3", "--json")):
+        status, out, _ = command(*argv)
+        assert status == 0 and found in out
+    file = tmp_path / "asked.jsonl"
+    file.write_text(json.dumps({"question": QUESTION}))
+    for beams, answer in (("1", greedy), ("3", found), ("1", greedy)):
+        _, out, _ = command("--batch", str(file), "--beams", beams)
+        assert json.loads(out)["answer"] == answer
+
+
 def test_nothing_found_is_said_and_is_no_failure(command: Run) -> None:
     assert command("Zeppelin?") == (0, ask.NOTHING + "\n", "")
     status, out, _ = command("Zeppelin?", "--json")
@@ -187,6 +203,8 @@ def test_another_generator_of_the_same_compressor_is_taken(command: Run, path: P
         (["  "], "the question is empty"),
         (["q", "--top-k", "0"], "--top-k 0: wanted 1 or more"),
         (["q", "--max-tokens", "-1"], "--max-tokens -1: wanted 1 or more"),
+        (["q", "--beams", "0"], "--beams 0: wanted 1 or more"),
+        (["q", "--beams", "2", "--temperature", "1"], "--beams 2: the likeliest answer is not drawn; leave --temp"),
         (["q", "--temperature", "-1"], "--temperature -1.0: wanted 0 or more"),
         (["q", "--temperature", "nan"], "--temperature nan: wanted 0 or more"),
         (["--batch", "f", "--out", "none/f"], "--out none/f: wanted the name of a file in a folder that is there"),

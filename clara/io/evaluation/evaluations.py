@@ -48,6 +48,8 @@ class Facts(Struct, frozen=True, kw_only=True):
     corpus_fingerprint: str = ""
     top_k: int = 0
     max_tokens: int = 0
+    beams: int = 1
+    """Of the search for an answer; 1 for none."""
     paraphrases: bool = False
     counterfactual: bool = False
     """Whether the documents were made to say otherwise, by the seed."""
@@ -162,4 +164,5 @@ def asked(evaluation: Evaluation) -> tuple[str | int, ...]:
     facts = evaluation.facts
     seed = facts.seed if facts.limit or facts.counterfactual else 0
     questions = facts.data_fingerprint or facts.data, facts.limit, seed, facts.paraphrases, facts.counterfactual
-    return *questions, facts.corpus_fingerprint or facts.corpus, facts.top_k, facts.max_tokens, facts.model
+    decoded = facts.max_tokens, facts.beams, facts.model
+    return *questions, facts.corpus_fingerprint or facts.corpus, facts.top_k, *decoded

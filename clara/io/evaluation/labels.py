@@ -99,7 +99,8 @@ def heading(config: Mapping[str, Any]) -> list[str]:
         f"memory {config['num_memory_tokens']} vectors for up to {config['doc_max_tokens']} tokens of a document, "
         f"{config['compression_rate']} to 1",
         f"data {config['data']}: {config['questions']:,} questions in format {config['format']}{left_out}",
-        f"device {config['device']}, seed {config['seed']}, answers of up to {config['max_tokens']} tokens",
+        f"device {config['device']}, seed {config['seed']}, answers of up to {config['max_tokens']} tokens"
+        + (f", {config['beams']} beams" if config.get("beams", 1) > 1 else ""),
     ]
     if config["counterfactual"]:
         lines.append(f"{COUNTERFACTUAL}; {config['not_rewritten']:,} questions where that is not possible left out")

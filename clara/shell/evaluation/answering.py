@@ -46,7 +46,7 @@ def answered(bench: Bench, name: str, questions: Sequence[Question]) -> list[Pre
         prompts = [text_prompt(session, read_of(session, system, c), q.text, room) for q, c in pairs]
         cuts = [cut for _, cut in prompts]
         model = text_generator(session) if system.tuned_on_text else session.base.module
-        replies = decode_batch(model, session.tokenizer, [tokens for tokens, _ in prompts], room)
+        replies = decode_batch(model, session.tokenizer, [tokens for tokens, _ in prompts], room, session.beams)
     return [
         predicted(bench, name, question, held(session, choice, read_of(session, system, choice), cut), reply, retrieve)
         for (question, choice), cut, reply in zip(pairs, cuts, replies, strict=True)

@@ -39,7 +39,7 @@ from clara.shell.stores import builtin_line, session_of
 FREE = ("checkpoint", "text_checkpoint", "model", "data", "corpus", "systems")
 """Fields of a configuration that may differ where an evaluation goes on: names of what has a fingerprint, and systems,
 which are apart from one another."""
-ABSENT = {"counterfactual": False, "not_rewritten": 0}
+ABSENT = {"counterfactual": False, "not_rewritten": 0, "beams": 1}
 """What a configuration means that was written before it had these fields."""
 
 
@@ -71,6 +71,9 @@ class EvaluateOptions(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     paraphrases: Annotated[bool, Meta(description="Also ask for the paraphrases that records have.")] = False
     batch_size: Annotated[int, Meta(ge=1, description="Questions that are answered together.")] = 8
     max_tokens: Annotated[int, Meta(ge=1, description="Longest answer, in tokens.")] = MAX_TOKENS
+    beams: Annotated[
+        int, Meta(ge=0, description="Beams of the search for an answer; 1 = greedy; 0 for as many as the run says.")
+    ] = 0
     seed: Annotated[int, Meta(ge=0, description="Of what is drawn: limit, other documents, intervals, tests.")] = 0
     model: Annotated[str, Meta(description="The base, where it is not the one that the checkpoint names.")] = ""
     memories: Annotated[
@@ -114,10 +117,11 @@ def plan_of(options: EvaluateOptions) -> Plan:
     others = others_of(options, questions) if "memory_shuffled" in systems else None
     systems = [name for name in systems if others is not None or name != "memory_shuffled"]
     session = session_of(checkpoint, options.model)
+    session = session._replace(beams=options.beams or session.beams)
     counts_words = any(SYSTEMS[name].reads in WORDS or SYSTEMS[name].fused for name in systems)
     words = index_words(corpus, questions) if counts_words else None
     top_k = options.top_k or default_search(session).top_k
-    reader = open_reader(text, session, options.model) if text else None
+    reader = open_reader(text, session, options.model)._replace(beams=session.beams) if text else None
     bench = Bench(session, corpus, words, others or {}, top_k, options.max_tokens, text_session=reader)
     require_room(bench, questions, systems)
     out = Path(options.out or default_folder(checkpoint, options)).expanduser()
@@ -241,6 +245,7 @@ def config_of(
         "corpus": options.corpus or options.paper or options.data,
         **bench_facts(bench, questions),
         **{name: getattr(options, name) for name in settings},
+        "beams": bench.session.beams,
         "systems": [],
         "device": mx.default_device().type.name,
         "versions": versions(),

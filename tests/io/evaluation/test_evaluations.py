@@ -109,6 +109,7 @@ def test_evaluations_are_of_one_kind_where_all_that_numbers_depend_on_is_equal(t
         "top_k": {"top_k": 3},
         "model": {"model": "z"},
         "max_tokens": {"max_tokens": 9},
+        "beams": {"beams": 4},
         "paraphrases": {"paraphrases": True},
         "counterfactual": {"counterfactual": True},
         "counterfactual drawn": {"counterfactual": True, "seed": 7},

@@ -203,6 +203,26 @@ def test_documents_say_otherwise_where_that_is_wanted(run: Path, data: Path, tmp
     assert "counterfactual False, not True" in refusal(run, data, out=str(found.out), counterfactual=True)
 
 
+def test_as_many_beams_as_the_run_says_unless_told_otherwise(run: Path, base: Path, data: Path, tmp_path: Path) -> None:
+    searching = tiny_run(base, tmp_path / "searching", beams=3)
+    found = [plan(run, data), plan(run, data, beams=2), plan(searching, data), plan(searching, data, beams=1)]
+    assert [each.bench.session.beams for each in found] == [each.config["beams"] for each in found] == [1, 2, 3, 1]
+    assert [any(line.endswith(" beams") for line in heading(each.config)) for each in found] == [
+        False,
+        True,
+        True,
+        False,
+    ]
+    text = text_run(base, tmp_path / "text")
+    beside = plan(searching, data, text_checkpoint=str(text)).bench.text_session
+    assert beside is not None and beside.beams == 3
+    found[1].out.mkdir(parents=True)
+    write_config(found[0])
+    assert "beams 1, not 2" in refusal(run, data, beams=2)
+    write_config(found[0]._replace(config={n: v for n, v in found[0].config.items() if n != "beams"}))
+    assert plan(run, data).config["beams"] == 1
+
+
 def test_documents_that_cannot_say_otherwise_are_refused(run: Path, data: Path) -> None:
     assert "--counterfactual: none of the 5 questions has an answer that stands" in refusal(
         run, data, counterfactual=True
