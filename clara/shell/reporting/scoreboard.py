@@ -53,6 +53,8 @@ def notes(evaluation: Evaluation) -> Iterator[str]:
     facts = evaluation.facts
     if facts.counterfactual:
         yield f"{COUNTERFACTUAL.capitalize()}; {facts.not_rewritten:,} questions where that is not possible left out."
+    if facts.beams > 1:
+        yield f"Every system's answers are those that a search with {facts.beams} beams found."
     if facts.documents_cut:
         yield f"{cut_text(facts.documents_cut, facts.documents, facts.doc_max_tokens)}."
     if not facts.reasoner and (standing := choosing(evaluation.predictions)):

@@ -118,3 +118,11 @@ def test_that_documents_say_otherwise_is_noted(evaluation: Evaluation) -> None:
     facts = msgspec.structs.replace(evaluation.facts, counterfactual=True, not_rewritten=1200)
     (said,) = notes(evaluation._replace(facts=facts))
     assert said.startswith("Counterfactual: in the documents another question's answer stands") and "; 1,200 qu" in said
+
+
+def test_a_search_for_answers_is_noted(evaluation: Evaluation) -> None:
+    facts = msgspec.structs.replace(evaluation.facts, beams=4)
+    assert list(notes(evaluation._replace(facts=facts))) == [
+        "Every system's answers are those that a search with 4 beams found.",
+        *notes(evaluation),
+    ]
