@@ -48,6 +48,10 @@ class Layout(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         return self.vocab_size + 2
 
 
+AnchorPooling = Literal["mean", "learned", "mapped"]
+"""How anchors are pooled; each way has what the ones before it have, and more."""
+
+
 class MemoryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a document becomes memory."""
 
@@ -61,14 +65,14 @@ class MemoryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         bool, Meta(description="Cut a document that is too long after framing it, as the original does.")
     ] = False
     anchor_pooling: Annotated[
-        Literal["mean", "learned", "mapped"],
+        AnchorPooling,
         Meta(
             description="How embeddings enter an anchor: mean: all alike; learned: weighed by a trained softmax over "
-            "the compressor's states, which starts as the mean; mapped: so, and through a trained map for each place "
-            "in a part of the document, and one for the state."
+            "the compressor's states, which starts as the mean; mapped: weighed as in learned, and each also through a "
+            "trained map for its place in the part, so that order is kept; the memory state gets such a map too."
         ),
     ] = "mean"
-    anchor_map_rank: Annotated[int, Meta(ge=1, description="Rank of the maps of anchor_pooling mapped.")] = 64
+    anchor_map_rank: Annotated[int, Meta(ge=1, description="Rank of these maps; unused by other poolings.")] = 64
 
     def __post_init__(self) -> None:
         if self.anchor_pooling != "mean" and not self.anchored:

@@ -1,9 +1,9 @@
 """How many floating-point operations a pass takes, and how many bytes it moves at least: arithmetic from shapes.
 
 A multiplication and an addition count as two. Counted are the products of the blocks' linear layers, of attention
-over the causal half, of adapters, and of the head where logits are computed; not norms, rotations, activations, or
-what is computed a second time to save memory. The base is frozen: its weights have no gradient, so that a linear
-layer's backward pass is one product, not two.
+over the causal half, of adapters, and of the head where logits are computed; not norms, rotations, activations,
+anchors, or what is computed a second time to save memory. The base is frozen: its weights have no gradient, so that a
+linear layer's backward pass is one product, not two.
 """
 
 from __future__ import annotations

@@ -52,20 +52,21 @@ def init_params(
     }
     if config.memory.anchored:
         params["anchor_gain"] = mx.full((base.special_embeddings.shape[1],), config.memory.anchor_gain)
-    if config.memory.anchor_pooling != "mean":
-        params["anchor_query"] = mx.zeros((base.special_embeddings.shape[1],))
-    if places := config.memory.anchor_places:
-        params |= init_maps(mx.random.key(seed), places + 1, base.special_embeddings.shape[1], config)
-    return params
+    return add_pooling(params, config.memory, mx.random.split(last)[0])
 
 
-def init_maps(key: mx.array, count: int, size: int, config: StepConfig) -> Params:
-    """Return the factors of maps float[size, size] that change nothing yet: A drawn as an adapter's, B zeros."""
-    rank, bound = config.memory.anchor_map_rank, size**-0.5
-    return {
-        "anchor_map_a": mx.random.uniform(-bound, bound, (count, size, rank), key=key),
-        "anchor_map_b": mx.zeros((count, rank, size)),
-    }
+def add_pooling(params: Params, memory: MemoryConfig, key: mx.array) -> Params:
+    """Return params with what their anchors are pooled by: what they have, or a start that changes nothing yet.
+
+    key: uint32[2], that the first factors of maps are drawn by, as those of adapters are.
+    """
+    size, rank, count = params["memory_embeddings"].shape[1], memory.anchor_map_rank, memory.anchor_places + 1
+    new: Params = {} if memory.anchor_pooling == "mean" else {"anchor_query": mx.zeros((size,))}
+    if memory.anchor_pooling == "mapped":
+        bound = size**-0.5
+        new["anchor_map_a"] = mx.random.uniform(-bound, bound, (count, size, rank), key=key)
+        new["anchor_map_b"] = mx.zeros((count, rank, size))
+    return {**new, **params}
 
 
 def resample_memory(params: Params, memory: MemoryConfig) -> Params:
@@ -81,7 +82,8 @@ def resample_memory(params: Params, memory: MemoryConfig) -> Params:
     first = [j * before // after for j in range(after)]
     last = [max((j + 1) * before // after, first[j] + 1) for j in range(after)]
     own = {"memory_embeddings": mx.stack([rows[a:b].mean(axis=0) for a, b in zip(first, last, strict=True)])}
-    if places := memory.anchor_places:
+    if "anchor_map_a" in params:
+        places = memory.anchor_places
         had = params["anchor_map_a"].shape[0] - 1
         index = mx.array([*(place * had // places for place in range(places)), had])
         own |= {name: params[name][index] for name in ("anchor_map_a", "anchor_map_b")}

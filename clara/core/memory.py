@@ -99,9 +99,14 @@ def learned_anchors(embeddings: mx.array, hidden: mx.array, query: mx.array, chu
 
     embeddings (e), hidden (h): float[N, S, D]; query: float[D]. A query of zeros gives the mean.
     """
+    return pooling_weights(hidden, query, chunks) @ embeddings.astype(mx.float32)
+
+
+def pooling_weights(hidden: mx.array, query: mx.array, chunks: Chunks) -> mx.array:
+    """Return float32[N, M, S]: softmax of hidden: float[N, S, D] · query: float[D] over each chunk, zero elsewhere."""
     scores = hidden.astype(mx.float32) @ query.astype(mx.float32)
     weights = mx.softmax(mx.where(chunks.inside, scores[:, None], NEVER), axis=-1)
-    return mx.where(chunks.inside, weights, 0) @ embeddings.astype(mx.float32)
+    return mx.where(chunks.inside, weights, 0)
 
 
 def mapped_anchors(
@@ -109,20 +114,17 @@ def mapped_anchors(
 ) -> mx.array:
     """Return float32[N, M, D]: Σ_p w_p (e_p + e_p A_p B_p), with p the place of a token in its chunk, w as learned.
 
-    What the sum of embeddings loses, their order, the maps keep. Chunks must not be longer than P tokens. Of an empty
-    one it is zero; maps of zeros give `learned_anchors`. embeddings (e), hidden: float[N, S, D]; query: float[D].
+    What the sum of embeddings loses, their order, the maps keep. Tokens beyond the P places of a longer chunk take no
+    map. Of an empty one it is zero; maps of zeros give `learned_anchors`. embeddings (e), hidden: float[N, S, D];
+    query: float[D].
     """
-    rows, count, places = mx.arange(embeddings.shape[0])[:, None, None], chunks.size.shape[1], maps.a.shape[0] - 1
-    place = mx.arange(places)
-    index = mx.minimum(chunks.first[..., None] + place, embeddings.shape[1] - 1)
-    inside = place < chunks.size[..., None]
-    scores = (hidden.astype(mx.float32) @ query.astype(mx.float32))[rows, index]
-    weights = mx.where(inside, mx.softmax(mx.where(inside, scores, NEVER), axis=-1), 0)
-    weighted = weights[..., None] * embeddings.astype(mx.float32)[rows, index]
-    by_place = weighted.reshape(-1, places, weighted.shape[-1]).swapaxes(0, 1)
-    narrow = (by_place @ maps.a[:places]).swapaxes(0, 1).flatten(1)
-    mapped = narrow @ maps.b[:places].flatten(0, 1)
-    return weighted.sum(axis=2) + mapped.reshape(-1, count, mapped.shape[-1])
+    weights, values = pooling_weights(hidden, query, chunks), embeddings.astype(mx.float32)
+    place, last = mx.arange(maps.a.shape[0] - 1), values.shape[1] - 1
+    index = mx.minimum(chunks.first[..., None] + place, last)
+    share = mx.where(place < chunks.size[..., None], mx.take_along_axis(weights, index, axis=-1), 0)
+    placed = share[..., None] * values[mx.arange(values.shape[0])[:, None, None], index]
+    narrow = mx.einsum("nmpd,pdr->nmpr", placed, maps.a[:-1]).flatten(2)
+    return weights @ values + narrow @ maps.b[:-1].flatten(0, 1)
 
 
 def anchor_memory(

@@ -230,7 +230,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def float32_params(checkpoint: Checkpoint) -> Params:
-    """Return a checkpoint's parameters in float32, which is what is trained; it may keep its adapters in bfloat16."""
+    """Return a checkpoint's parameters in float32, which is what is trained; it may keep some in bfloat16."""
     params: Params = tree_map(lambda leaf: leaf.astype(mx.float32), checkpoint.params)
     return params
 

@@ -1,4 +1,4 @@
-"""A checkpoint as it is given to others: adapters in bfloat16, without optimizer, without the paths of its training."""
+"""A checkpoint as it is given to others: rounded to bfloat16, without optimizer and the paths of its training."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 Run `python -m clara.shell.convert FROM TO`. A checkpoint of the original (a folder, or a Hugging Face id such as
 apple/CLaRa-7B-Instruct/compression-16) becomes a run folder that every command here takes; a run or checkpoint of this
-project becomes what --format says; clara is one of its own, to give away: adapters in bfloat16, without optimizer and
+project becomes what --format says; clara is one of its own, to give away: rounded to bfloat16, without optimizer and
 paths.
 """
 

@@ -89,9 +89,10 @@ def started(update: Update, state: TrainState, number: int, batch: StepBatch) ->
 def finished(step: Started, before: float, after: Started | None = None) -> tuple[Step, float]:
     """Return (a step once it is computed, when it was).
 
-    before: when the one before it was, from where on its time counts at most; after: the one handed over since.
-    To hand over may take as long as to compute: what was ready without waiting counts as ready since then. Raises
-    ClaraError where its loss or gradient is not finite, or memory is short.
+    before: when the one before it was, from where on its time counts at most; after: the one handed over since. To
+    hand over may take as long as to compute: where the device had nothing else to do, and the step was ready without
+    waiting, it counts as ready when handing over the next began. Raises ClaraError where its loss or gradient is not
+    finite, or memory is short.
     """
     number, batch, state, metrics, begun = step
     asked = time.perf_counter()
@@ -100,7 +101,7 @@ def finished(step: Started, before: float, after: Started | None = None) -> tupl
     except (RuntimeError, MemoryError) as error:
         raise advised(error, number, batch) from error
     ended = time.perf_counter()
-    if after is not None and ended - asked < NO_WAIT:
+    if after is not None and before <= begun and ended - asked < NO_WAIT:
         ended = after.begun
     values = {name: float(value) for name, value in metrics.items()}
     for name in ("loss", "gradient_norm"):

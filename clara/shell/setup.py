@@ -6,14 +6,14 @@ import hashlib
 import os
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import mlx.core as mx
 from mlx_lm.utils import maybe_set_recommended_wired_limit
 
 from clara.core.bind import anatomy, part_of
-from clara.core.config import CHOOSING, MemoryConfig, StepConfig
-from clara.core.init import add_lens, add_reasoner, init_base, init_params, resample_memory
+from clara.core.config import CHOOSING, AnchorPooling, MemoryConfig, Stage, StepConfig
+from clara.core.init import add_lens, add_pooling, add_reasoner, init_base, init_params, resample_memory
 from clara.core.types import Base, Params
 from clara.io import cuda
 from clara.io.base import LoadedBase, load_base
@@ -103,7 +103,7 @@ def open_session(
     if checkpoint is None and source is not None and not options.carry_generator:
         anew = init_params(base, config, options.data.seed)["adapters"]["generator"]
         params = {**params, "adapters": {**params["adapters"], "generator": anew}}
-    params = resample_memory(params, options.memory)
+    params = add_pooling(resample_memory(params, options.memory), options.memory, mx.random.key(options.data.seed))
     if options.stage in CHOOSING:
         params = add_lens(add_reasoner(params)) if config.has_lens else add_reasoner(params)
     mx.eval(base.special_embeddings, base.embedding_rms, params)
@@ -123,7 +123,7 @@ def context_of(loaded: LoadedBase) -> int | None:
 def check_origin(checkpoint: Checkpoint, loaded: LoadedBase, options: Options) -> None:
     """Raise ClaraError where a checkpoint's parameters do not fit the base or the options.
 
-    `pretrain` may go on at another compression rate.
+    `pretrain` may go on at another compression rate, and with anchors that are pooled by more than before.
     """
     if checkpoint.manifest.base != loaded.fingerprint:
         raise ClaraError(
@@ -136,12 +136,20 @@ def check_origin(checkpoint: Checkpoint, loaded: LoadedBase, options: Options) -
         name: (getattr(before.memory, name), getattr(options.memory, name)) for name in MemoryConfig.__struct_fields__
     }
     pairs |= {name: (getattr(before.lora, name), getattr(options.lora, name)) for name in ("rank", "alpha")}
-    free = {"compression_rate"} if options.stage == "pretrain" else set()
+    free = changeable(options.stage, before.memory, options.memory)
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in free}
     if differing:
         said = "; ".join(f"{name} {old!r}, not {new!r}" for name, (old, new) in differing.items())
         advice = " (stage pretrain takes another rate)" if "compression_rate" in differing else ""
         raise ClaraError(f"{checkpoint.path}: was trained with {said}; leave these options out{advice}")
+
+
+def changeable(stage: Stage, before: MemoryConfig, now: MemoryConfig) -> set[str]:
+    """Return the options of memory that a stage may have otherwise than the run that it starts from."""
+    free = set[str]() if before.anchor_pooling == "mapped" else {"anchor_map_rank"}
+    ways = get_args(AnchorPooling)
+    richer = ways.index(now.anchor_pooling) > ways.index(before.anchor_pooling)
+    return free | {"compression_rate", *(["anchor_pooling"] * richer)} if stage == "pretrain" else free
 
 
 def beside(base: Base, checkpoint: Checkpoint) -> Base:

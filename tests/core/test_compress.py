@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 import mlx.core as mx
+import msgspec
 import numpy as np
 import pytest
 from tiny import HIDDEN, MEMORY_TOKENS, VOCABULARY, as_numpy, assert_close, tiny_base, tiny_config, tiny_params
@@ -12,7 +13,7 @@ from tiny import HIDDEN, MEMORY_TOKENS, VOCABULARY, as_numpy, assert_close, tiny
 from clara.core.bind import hidden_states
 from clara.core.collate import frame_document, pad
 from clara.core.compress import compress, embed, offset_by_row
-from clara.core.config import MemoryConfig
+from clara.core.config import MemoryConfig, StepConfig
 from clara.core.init import init_params
 from clara.core.types import Documents
 
@@ -129,6 +130,25 @@ def test_pooling_that_is_learnt_needs_anchors(pooling: Literal["learned", "mappe
 MAPPED = tiny_config(anchored=True, anchor_pooling="mapped")
 
 
+def test_mapped_pooling_is_learned_pooling_of_embeddings_and_states_that_took_their_maps() -> None:
+    base, given = tiny_base(), documents(tiny_base(), (12,))
+    params = tiny_params(base, MAPPED)
+    expected = as_numpy(compress(base, without_maps(MAPPED), params, given).memory[0])
+    length, own = given.lengths.item(), embed(base, given.tokens)
+    inputs = params["memory_embeddings"] + own[0, 2:14].reshape(MEMORY_TOKENS, 3, -1).mean(axis=1)
+    row = mx.concatenate([own[:, :length], inputs[None]], axis=1)
+    states = as_numpy(hidden_states(base.module, row, params["adapters"]["compressor"], scale=MAPPED.lora.scale))[0]
+    weights = np.exp(states[2:14] @ as_numpy(params["anchor_query"])).reshape(MEMORY_TOKENS, 3)
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    maps = as_numpy(params["anchor_map_a"]) @ as_numpy(params["anchor_map_b"])
+    text = as_numpy(own)[0, 2:14].reshape(MEMORY_TOKENS, 3, -1)
+    for place in range(3):
+        expected = expected + weights[:, place, None] * (text[:, place] @ maps[place])
+    unit = states[length:] / np.sqrt((states[length:] ** 2).mean(axis=-1, keepdims=True) + 1e-6)
+    expected = expected + base.embedding_rms.item() * unit @ maps[-1]
+    assert_close(compress(base, MAPPED, params, given).memory[0], expected, 1e-5)
+
+
 def test_mapped_pooling_starts_as_the_mean_and_can_leave_it() -> None:
     base, mean, given = tiny_base(), tiny_config(anchored=True), documents(tiny_base(), (3, 12, 0), width=40)
     new = {name: leaf for name, leaf in init_params(base, MAPPED, seed=0).items() if name.startswith("anchor_")}
@@ -141,12 +161,36 @@ def test_mapped_pooling_starts_as_the_mean_and_can_leave_it() -> None:
     assert mx.abs(grads["anchor_map_b"][[0, 1, 2, -1]]).min().item() > 0, "they could never leave their start"
 
 
-def test_a_document_of_the_greatest_length_has_a_map_for_each_of_its_places() -> None:
+def text_of(count: int, memory: int) -> Documents:
+    """Return one framed document of so many tokens, however many it may have, with room for its memory tokens."""
+    tokens = [VOCABULARY, 1, *range(3, 3 + count), 2, *[0] * memory]
+    return Documents(mx.array([tokens], dtype=mx.int32), mx.array([count + 3]))
+
+
+def without_maps(config: StepConfig) -> StepConfig:
+    """Return the configuration with anchors that are weighed alone."""
+    return msgspec.structs.replace(config, memory=msgspec.structs.replace(config.memory, anchor_pooling="learned"))
+
+
+@pytest.mark.parametrize(("longest", "places"), [(12, 3), (14, 4), (15, 3)])
+def test_a_document_of_the_greatest_length_has_a_map_for_each_of_its_places(longest: int, places: int) -> None:
+    memory = msgspec.structs.replace(MAPPED.memory, doc_max_tokens=longest)
+    config, count = msgspec.structs.replace(MAPPED, memory=memory), memory.num_memory_tokens
     base = tiny_base()
-    params = tiny_params(base, MAPPED)
-    longest = MAPPED.memory.doc_max_tokens
-    grads = mx.grad(lambda p: mx.square(compress(base, MAPPED, p, documents(base, (longest,))).memory).sum())(params)
+    base = base._replace(layout=msgspec.structs.replace(base.layout, num_memory_tokens=count))
+    params, given = tiny_params(base, config), text_of(longest, count)
+    assert len(params["anchor_map_b"]) == places + 1
+    grads = mx.grad(lambda p: mx.square(compress(base, config, p, given).memory).sum())(params)
     assert mx.abs(grads["anchor_map_b"]).max(axis=(1, 2)).min().item() > 0
+
+
+@pytest.mark.parametrize("count", [12, 40])
+def test_without_maps_a_text_of_any_length_has_the_memory_of_weights_alone(count: int) -> None:
+    base, given = tiny_base(), text_of(count, MEMORY_TOKENS)
+    params = tiny_params(base, MAPPED)
+    no_maps = params | {"anchor_map_b": mx.zeros_like(params["anchor_map_b"])}
+    expected = compress(base, without_maps(MAPPED), params, given).memory
+    assert_close(compress(base, MAPPED, no_maps, given).memory, expected, 1e-5)
 
 
 def test_a_document_alone_and_among_others_has_the_same_mapped_memory() -> None:

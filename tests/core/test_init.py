@@ -1,13 +1,25 @@
-"""The start of a run at another compression rate than the one it starts from."""
+"""Start values, those of a run that goes on at another compression rate or with other anchors among them."""
 
 from __future__ import annotations
 
+import mlx.core as mx
 import msgspec
 import numpy as np
 import pytest
-from tiny import DOCUMENT_TOKENS, MEMORY_TOKENS, as_numpy, assert_same, tiny_base, tiny_config, tiny_params
+from tiny import (
+    DOCUMENT_TOKENS,
+    MEMORY_TOKENS,
+    as_numpy,
+    assert_close,
+    assert_same,
+    tiny_base,
+    tiny_config,
+    tiny_params,
+)
 
-from clara.core.init import resample_memory
+from clara.core.collate import pad_documents
+from clara.core.compress import compress
+from clara.core.init import add_pooling, resample_memory
 from clara.core.types import Params
 
 MAPPED = tiny_config(anchored=True, anchor_pooling="mapped")
@@ -43,3 +55,14 @@ def test_more_vectors_are_copies_and_the_last_map_stays_that_of_the_state(rate: 
     np.testing.assert_allclose(as_numpy(after["memory_embeddings"]), copied, atol=1e-6)
     fewer = [*(place * PLACES // rate for place in range(rate)), PLACES]
     np.testing.assert_array_equal(as_numpy(after["anchor_map_b"]), as_numpy(before["anchor_map_b"])[fewer])
+
+
+def test_what_anchors_are_pooled_by_is_added_and_changes_nothing() -> None:
+    base, mean = tiny_base(), tiny_config(anchored=True)
+    params, layout = tiny_params(base, mean), base.layout
+    given = pad_documents([(*layout.prefix, *range(3, 15), *layout.suffix)], layout, 2, 8)
+    more = add_pooling(params, MAPPED.memory, mx.random.key(3))
+    assert more.keys() - params.keys() == {"anchor_query", "anchor_map_a", "anchor_map_b"}
+    assert_close(compress(base, MAPPED, more, given).memory, compress(base, mean, params, given).memory, 1e-6)
+    assert_same(add_pooling(more, MAPPED.memory, mx.random.key(4)), more)
+    assert_same(add_pooling(params, mean.memory, mx.random.key(3)), params)

@@ -249,6 +249,14 @@ def test_learned_pooling_has_a_fingerprint_of_its_own(session: Session) -> None:
     assert len({fingerprint(session), *found}) == 3
 
 
+def test_the_fingerprint_of_mapped_pooling_depends_on_the_maps(session: Session) -> None:
+    mapped = config_changed(session, "memory", anchor_pooling="mapped")
+    sides = "anchor_map_a", "anchor_map_b"
+    params = {**session.params, "anchor_query": mx.zeros((32,)), **{side: mx.ones((2, 3)) for side in sides}}
+    whole = mapped._replace(params=params)
+    assert len({fingerprint(whole), *(fingerprint(leaf_changed(whole, side)) for side in sides)}) == 3
+
+
 def test_of_a_fingerprint_that_is_not_exact_the_bases_dtype_is_no_part(session: Session) -> None:
     def loose(each: Session) -> str:
         return compressor_fingerprint(each.base, each.config, each.params, each.fingerprint, exact=False)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import mlx.core as mx
 import pytest
@@ -128,6 +129,49 @@ def test_where_handing_over_takes_the_time_the_last_step_has_its_share() -> None
 
     steps = list(training_steps(update, start(), step_batches(4), lambda number: number < 4))
     assert all(step.seconds >= 0.04 for step in steps)
+
+
+class Device:
+    """A clock, and a device that computes one step after the other, while a step is handed over to it or later."""
+
+    def __init__(self, computing: float):
+        self.now, self.begun, self.free, self.computing = 100.0, 100.0, 100.0, computing
+        self.ends = list[float]()
+
+    def launch(self, seconds: float) -> None:
+        """Let time pass while a step is handed over."""
+        self.begun, self.now = self.now, self.now + seconds
+
+    def compute(self, *_: Any) -> None:
+        """Have the step that was handed over computed, no sooner than it was and than those before it."""
+        self.free = max(max(self.free, self.begun) + self.computing, self.now)
+        self.ends.append(self.free)
+
+    def wait(self, *_: Any) -> None:
+        """Wait for the oldest step that was not waited for."""
+        self.now = max(self.now, self.ends.pop(0))
+
+
+@pytest.mark.parametrize(
+    ("computing", "launching"),
+    [(0.1, (0.08, 0.12)), (0.1, (0.05, 0.05, 0.05, 0.15)), (0.1, (0.01,)), (0.02, (0.1,)), (0.1, (0.1, 0.2))],
+)
+def test_no_step_is_without_time_and_all_of_it_is_given_out(
+    computing: float, launching: tuple[float, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, total = Device(computing), 12
+
+    def update(state: TrainState, batches: list[Batch]) -> tuple[TrainState, dict[str, mx.array]]:
+        device.launch(launching[int(state.step) % len(launching)])
+        return halve(state, batches)
+
+    monkeypatch.setattr("clara.shell.loop.time", Mock(perf_counter=lambda: device.now))
+    monkeypatch.setattr("clara.shell.loop.mx", Mock(async_eval=device.compute, eval=device.wait))
+    begun = device.now
+    steps = list(training_steps(update, start(), step_batches(total), lambda number: number < total))
+    seconds = [step.seconds for step in steps]
+    assert sum(seconds) == pytest.approx(device.now - begun)
+    assert min(seconds) > 0.4 * max(computing, min(launching))
 
 
 def test_ahead_a_step_is_yielded_before_the_error_of_the_next_is_raised() -> None:

@@ -33,10 +33,11 @@ from clara.io.retention import checkpoints, read_best
 from clara.io.runlog import append_event, read_events
 from clara.shell import job as jobs
 from clara.shell import train
-from clara.shell.answer import answer
+from clara.shell.answer import answer, compress_texts
 from clara.shell.loop import Step
 from clara.shell.options import to_options
 from clara.shell.setup import data_fingerprint, open_session
+from clara.shell.stores import session_of
 
 SETTINGS = """
 steps = 6
@@ -765,9 +766,26 @@ def test_maps_of_anchors_go_on_at_another_rate_and_are_read_by_the_stages_after_
     more = ("--start-from", str(tmp_path / "b"), "--compression-rate", "4", "--stage", "retrieval,end_to_end")
     ran = command(*course.arguments(tmp_path / "c", *mapped, *more))
     assert ran.status == 0, ran.err
-    runs = tmp_path / "b", tmp_path / "c" / "end_to_end"
-    before, after = (newest_checkpoint(run)[0].params["anchor_map_b"] for run in runs)
-    assert mx.array_equal(before, after).item()
+    checkpoints = [newest_checkpoint(run)[0] for run in (tmp_path / "b", tmp_path / "c" / "end_to_end")]
+    assert mx.array_equal(*(each.params["anchor_map_b"] for each in checkpoints)).item()
+    session = session_of(checkpoints[1])
+    without = {**session.params, "anchor_map_b": mx.zeros_like(session.params["anchor_map_b"])}
+    memories = [compress_texts(each, ["Lamp 3 burns red."]) for each in (session, session._replace(params=without))]
+    assert mx.abs(memories[0] - memories[1]).max().item() > 1e-5
+
+
+def test_anchors_may_be_pooled_by_more_than_before_and_not_by_less(course: Place, tmp_path: Path) -> None:
+    learned = ("--stage", "pretrain", "--steps", "1", "--anchor-pooling", "learned", "--anchor-map-rank", "7")
+    assert command(*course.arguments(tmp_path / "a", *learned)).status == 0
+    more = ("--stage", "pretrain", "--steps", "1", "--anchor-pooling", "mapped", "--anchor-map-rank", "3")
+    ran = command(*course.arguments(tmp_path / "b", *more, "--start-from", str(tmp_path / "a")))
+    assert ran.status == 0, ran.err
+    before, after = (newest_checkpoint(tmp_path / run)[0].params for run in "ab")
+    assert after.keys() - before.keys() == {"anchor_map_a", "anchor_map_b"}
+    ran = command(*course.arguments(tmp_path / "c", *learned, "--start-from", str(tmp_path / "b")))
+    assert ran.status == 1 and "anchor_pooling 'mapped', not 'learned'; anchor_map_rank 3, not 7;" in ran.err
+    ran = command(*course.arguments(tmp_path / "c", *more, "--stage", "instruct", "--start-from", str(tmp_path / "a")))
+    assert ran.status == 1 and "anchor_pooling 'learned', not 'mapped'; leave" in ran.err
 
 
 def test_another_base_is_not_started_from(course: Place, school: Path, tmp_path: Path) -> None:
