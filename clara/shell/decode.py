@@ -15,6 +15,7 @@ from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.sample_utils import make_sampler
 
 from clara.core.beams import Search, best, extended, likeliest
+from clara.core.collate import pad
 from clara.io.tokens import Tokenizer, decode
 
 PREFILL = 2048
@@ -161,17 +162,24 @@ def decode_beams(
 
 def read_prompts(model: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[list[Any], mx.array]:
     """Return (a cache for each layer with a row for each prompt, float[P, V]: logits after its last token)."""
-    caches, logits = [], []
-    for prompt in prompts:
-        cache = make_prompt_cache(model)
-        for start in range(0, len(prompt) - 1, PREFILL):
-            model(mx.array([prompt[start : min(start + PREFILL, len(prompt) - 1)]]), cache=cache)
-            mx.eval([layer.state for layer in cache])
-        logits.append(model(mx.array([prompt[-1:]]), cache=cache)[:, -1])
-        mx.eval(logits[-1], [layer.state for layer in cache])
-        caches.append(cache)
-    merged = [type(layers[0]).merge(list(layers)) for layers in zip(*caches, strict=True)]
-    return merged, mx.concatenate(logits)
+    alone = [make_prompt_cache(model) for _ in prompts]
+    caches = [layers[0].merge(list(layers)) for layers in zip(*alone, strict=True)]
+    lengths = [len(prompt) - 1 for prompt in prompts]
+    width = max(lengths)
+    padding = [width - length for length in lengths]
+    rows = pad([prompt[:-1] for prompt in prompts], len(prompts), width)
+    if any(padding):
+        for layer in caches:
+            layer.prepare(lengths=lengths, right_padding=padding)
+    for start in range(0, width, PREFILL):
+        model(rows[:, start : start + PREFILL], cache=caches)
+        mx.eval([layer.state for layer in caches])
+    if any(padding):
+        for layer in caches:
+            layer.finalize()
+    logits = model(mx.array([prompt[-1:] for prompt in prompts]), cache=caches)[:, -1]
+    mx.eval(logits, [layer.state for layer in caches])
+    return caches, logits
 
 
 def advanced(
