@@ -53,13 +53,13 @@ def extended(
 
     found: the 2 · width likeliest continuations of each live beam at least, so that enough go on where some end. A
     search is over, and has no live beam, once `width` replies have ended, or its beams have `most` tokens: these then
-    are its replies where none has ended.
+    are its replies where none has ended. A reply that several end tokens end has the score of the likeliest.
     """
     ranked = sorted(found, key=lambda each: (-search.live[each[0]].score - each[2], each))[: 2 * width]
     ended, live, parents = list(search.ended), list[Beam](), list[int]()
     for rank, (place, token, value) in enumerate(ranked):
         score, tokens = search.live[place]
-        if token in ends and rank < width:
+        if token in ends and rank < width and tokens not in {beam.tokens for beam in ended}:
             ended.append(Beam(score + value, tokens))
         elif token not in ends and len(live) < width:
             live.append(Beam(score + value, (*tokens, token)))

@@ -102,3 +102,9 @@ def test_of_equal_scores_the_first_beam_and_the_lower_token_come_first() -> None
     found = [(1, 1, -0.5), (0, 2, -0.5), (0, 1, -0.5), (1, 2, -0.5)]
     further, parents = extended(search, found, {END}, 2, 9)
     assert ([beam.tokens for beam in further.live], parents) == ([(2, 1), (2, 2)], [0, 0])
+
+
+def test_a_reply_that_two_tokens_end_is_there_once() -> None:
+    found = [(0, 0, -1.0), (0, 1, -2.0), (0, 2, -3.0)]
+    further, _ = extended(Search((Beam(-1.0, (5,)),)), found, {0, 1}, 3, 9)
+    assert further.ended == (Beam(-2.0, (5,)),)
