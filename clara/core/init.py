@@ -52,18 +52,18 @@ def init_params(
     }
     if config.memory.anchored:
         params["anchor_gain"] = mx.full((base.special_embeddings.shape[1],), config.memory.anchor_gain)
-    return add_pooling(params, config.memory, mx.random.split(last)[0])
+    return add_pooling(params, config.memory, seed)
 
 
-def add_pooling(params: Params, memory: MemoryConfig, key: mx.array) -> Params:
+def add_pooling(params: Params, memory: MemoryConfig, seed: int) -> Params:
     """Return params with what their anchors are pooled by: what they have, or a start that changes nothing yet.
 
-    key: uint32[2], that the first factors of maps are drawn by, as those of adapters are.
+    seed: of the run; the first factors of maps are drawn as those of adapters are, with a key of their own.
     """
     size, rank, count = params["memory_embeddings"].shape[1], memory.anchor_map_rank, memory.anchor_places + 1
     new: Params = {} if memory.anchor_pooling == "mean" else {"anchor_query": mx.zeros((size,))}
     if memory.anchor_pooling == "mapped":
-        bound = size**-0.5
+        bound, key = size**-0.5, mx.random.split(mx.random.key(seed))[0]
         new["anchor_map_a"] = mx.random.uniform(-bound, bound, (count, size, rank), key=key)
         new["anchor_map_b"] = mx.zeros((count, rank, size))
     return {**new, **params}

@@ -103,7 +103,7 @@ def open_session(
     if checkpoint is None and source is not None and not options.carry_generator:
         anew = init_params(base, config, options.data.seed)["adapters"]["generator"]
         params = {**params, "adapters": {**params["adapters"], "generator": anew}}
-    params = add_pooling(resample_memory(params, options.memory), options.memory, mx.random.key(options.data.seed))
+    params = add_pooling(resample_memory(params, options.memory), options.memory, options.data.seed)
     if options.stage in CHOOSING:
         params = add_lens(add_reasoner(params)) if config.has_lens else add_reasoner(params)
     mx.eval(base.special_embeddings, base.embedding_rms, params)
@@ -140,7 +140,8 @@ def check_origin(checkpoint: Checkpoint, loaded: LoadedBase, options: Options) -
     differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1] and name not in free}
     if differing:
         said = "; ".join(f"{name} {old!r}, not {new!r}" for name, (old, new) in differing.items())
-        advice = " (stage pretrain takes another rate)" if "compression_rate" in differing else ""
+        other = " and ".join(sorted(changeable("pretrain", before.memory, options.memory) & differing.keys()))
+        advice = f" (stage pretrain takes another {other})" if other else ""
         raise ClaraError(f"{checkpoint.path}: was trained with {said}; leave these options out{advice}")
 
 

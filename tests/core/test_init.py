@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from tiny import (
     DOCUMENT_TOKENS,
+    HIDDEN,
     MEMORY_TOKENS,
     as_numpy,
     assert_close,
@@ -19,7 +20,7 @@ from tiny import (
 
 from clara.core.collate import pad_documents
 from clara.core.compress import compress
-from clara.core.init import add_pooling, resample_memory
+from clara.core.init import add_pooling, init_params, resample_memory
 from clara.core.types import Params
 
 MAPPED = tiny_config(anchored=True, anchor_pooling="mapped")
@@ -61,8 +62,18 @@ def test_what_anchors_are_pooled_by_is_added_and_changes_nothing() -> None:
     base, mean = tiny_base(), tiny_config(anchored=True)
     params, layout = tiny_params(base, mean), base.layout
     given = pad_documents([(*layout.prefix, *range(3, 15), *layout.suffix)], layout, 2, 8)
-    more = add_pooling(params, MAPPED.memory, mx.random.key(3))
+    more = add_pooling(params, MAPPED.memory, 3)
     assert more.keys() - params.keys() == {"anchor_query", "anchor_map_a", "anchor_map_b"}
     assert_close(compress(base, MAPPED, more, given).memory, compress(base, mean, params, given).memory, 1e-6)
-    assert_same(add_pooling(more, MAPPED.memory, mx.random.key(4)), more)
-    assert_same(add_pooling(params, mean.memory, mx.random.key(3)), params)
+    assert_same(add_pooling(more, MAPPED.memory, 4), more)
+    assert_same(add_pooling(params, mean.memory, 3), params)
+
+
+def test_maps_begin_alike_in_a_new_run_and_in_one_that_goes_on_and_are_drawn_by_a_key_of_their_own() -> None:
+    base = tiny_base()
+    new, mean = (init_params(base, config, seed=3) for config in (MAPPED, tiny_config(anchored=True)))
+    assert_same(add_pooling(mean, MAPPED.memory, 3), new)
+    drawn, key = new["anchor_map_a"], mx.random.key(3)
+    for used in (key, *mx.random.split(key, 3)):
+        other = mx.random.uniform(-(HIDDEN**-0.5), HIDDEN**-0.5, drawn.shape, key=used)
+        assert mx.abs(drawn - other).max().item() > 0.01, "that key draws other leaves"

@@ -740,7 +740,10 @@ def test_bad_data_of_a_later_stage_is_refused_before_the_first(own: Place) -> No
         (["--rank", "2"], "was trained with rank 4, not 2"),
         (["--doc-max-tokens", "16"], "was trained with doc_max_tokens 32, not 16"),
         (["--no-anchored"], "was trained with anchored True, not False"),
-        (["--compression-rate", "4"], "was trained with compression_rate 8, not 4"),
+        (
+            ["--compression-rate", "4"],
+            "compression_rate 8, not 4; leave these options out (stage pretrain takes another compression_rate)\n",
+        ),
         (["--alpha", "7"], "was trained with alpha 32.0, not 7.0"),
     ],
 )
@@ -774,18 +777,30 @@ def test_maps_of_anchors_go_on_at_another_rate_and_are_read_by_the_stages_after_
     assert mx.abs(memories[0] - memories[1]).max().item() > 1e-5
 
 
-def test_anchors_may_be_pooled_by_more_than_before_and_not_by_less(course: Place, tmp_path: Path) -> None:
-    learned = ("--stage", "pretrain", "--steps", "1", "--anchor-pooling", "learned", "--anchor-map-rank", "7")
-    assert command(*course.arguments(tmp_path / "a", *learned)).status == 0
-    more = ("--stage", "pretrain", "--steps", "1", "--anchor-pooling", "mapped", "--anchor-map-rank", "3")
-    ran = command(*course.arguments(tmp_path / "b", *more, "--start-from", str(tmp_path / "a")))
+POOLED_BY = {"mean": set(), "learned": {"anchor_query"}, "mapped": {"anchor_query", "anchor_map_a", "anchor_map_b"}}
+
+
+@pytest.mark.parametrize(("less", "more"), [("mean", "learned"), ("mean", "mapped"), ("learned", "mapped")])
+def test_anchors_may_be_pooled_by_more_than_before_and_not_by_less(
+    less: str, more: str, course: Place, tmp_path: Path
+) -> None:
+    def pooled(how: str, rank: str, run: str, stage: str = "pretrain", *start: str) -> Ran:
+        options = ("--stage", stage, "--steps", "1", "--anchor-pooling", how, "--anchor-map-rank", rank)
+        return command(*course.arguments(tmp_path / run, *options, *start))
+
+    assert pooled(less, "7", "a").status == 0
+    start = ("--start-from", str(tmp_path / "a"))
+    ran = pooled(more, "3", "b", "pretrain", *start)
     assert ran.status == 0, ran.err
     before, after = (newest_checkpoint(tmp_path / run)[0].params for run in "ab")
-    assert after.keys() - before.keys() == {"anchor_map_a", "anchor_map_b"}
-    ran = command(*course.arguments(tmp_path / "c", *learned, "--start-from", str(tmp_path / "b")))
-    assert ran.status == 1 and "anchor_pooling 'mapped', not 'learned'; anchor_map_rank 3, not 7;" in ran.err
-    ran = command(*course.arguments(tmp_path / "c", *more, "--stage", "instruct", "--start-from", str(tmp_path / "a")))
-    assert ran.status == 1 and "anchor_pooling 'learned', not 'mapped'; leave" in ran.err
+    assert after.keys() - before.keys() == POOLED_BY[more] - POOLED_BY[less]
+    ran = pooled(more, "3", "c", "instruct", *start)
+    out = "leave these options out"
+    said = f"anchor_pooling {less!r}, not {more!r}; {out} (stage pretrain takes another anchor_pooling)\n"
+    assert ran.status == 1 and said in ran.err
+    ran = pooled(less, "7", "c", "pretrain", "--start-from", str(tmp_path / "b"))
+    rank = " anchor_map_rank 3, not 7;" if more == "mapped" else ""
+    assert ran.status == 1 and f"anchor_pooling {more!r}, not {less!r};{rank} {out}\n" in ran.err
 
 
 def test_another_base_is_not_started_from(course: Place, school: Path, tmp_path: Path) -> None:
