@@ -88,12 +88,21 @@ def stream(
 def decode_batch(
     model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int, beams: int = 1
 ) -> list[Reply]:
-    """Return the greedy replies to prompts that are computed together; similar lengths waste least.
+    """Return the replies to prompts, which are computed together; similar lengths waste least.
 
-    beams: of a search, which finds likelier replies than the greedy ones; 1 for none.
+    beams: of a search, which finds likelier replies than the greedy ones; 1 for these.
     """
-    if beams > 1 or not prompts:
-        return decode_beams(model, tokenizer, prompts, max_tokens, beams) if prompts else []
+    if not prompts:
+        return []
+    if beams > 1:
+        return decode_beams(model, tokenizer, prompts, max_tokens, beams)
+    return decode_greedily(model, tokenizer, prompts, max_tokens)
+
+
+def decode_greedily(
+    model: nn.Module, tokenizer: Tokenizer, prompts: Sequence[Sequence[int]], max_tokens: int
+) -> list[Reply]:
+    """Return the greedy replies to one prompt or more, computed together."""
     ends = [[token] for token in sorted(tokenizer.eos_ids)]
     size = len(prompts)
     generator = BatchGenerator(model, stop_tokens=ends, completion_batch_size=size, prefill_batch_size=size)
@@ -133,7 +142,7 @@ def decode_beams(
     """Return the replies to one prompt or more that a search with several beams finds, computed together."""
     begun = time.perf_counter()
     caches, logits = read_prompts(model, prompts)
-    first, kept = time.perf_counter() - begun, sum(layer.nbytes for layer in caches)
+    first = time.perf_counter() - begun
     searches = [Search()] * len(prompts)
     while any(search.live for search in searches):
         searches, parents = advanced(searches, logits, tokenizer.eos_ids, beams, max_tokens)
@@ -143,8 +152,8 @@ def decode_beams(
             tokens = [[beam.tokens[-1]] for search in searches for beam in search.live]
             logits = model(mx.array(tokens), cache=caches)[:, -1]
             mx.eval(logits, [layer.state for layer in caches])
-            kept = sum(layer.nbytes for layer in caches)
     share, rest = len(prompts), time.perf_counter() - begun - first
+    kept = sum(layer.nbytes for layer in caches)
     return [
         Reply(
             decode(tokenizer, found.tokens).strip(),

@@ -77,6 +77,7 @@ def test_anchors_without_gain_are_the_mean_embeddings_of_the_text_between_its_fr
 
 
 LEARNED = tiny_config(anchored=True, anchor_pooling="learned")
+MAPPED = tiny_config(anchored=True, anchor_pooling="mapped")
 
 
 def test_learned_anchors_are_pooled_by_the_states_of_a_pass_with_mean_anchors() -> None:
@@ -110,14 +111,15 @@ def test_learned_pooling_starts_as_the_mean() -> None:
     assert mx.abs(grads["anchor_query"]).min().item() > 0, "it could never leave its start"
 
 
-def test_learned_pooling_knows_no_other_row_and_stays_finite_in_a_filler_row() -> None:
+@pytest.mark.parametrize("config", [LEARNED, MAPPED], ids=["learned", "mapped"])
+def test_pooling_knows_no_other_row_and_stays_finite_in_a_filler_row(config: StepConfig) -> None:
     base = tiny_base()
-    params, together = tiny_params(base, LEARNED), documents(base, (3, 12), width=40)
-    memory = compress(base, LEARNED, params, together).memory
+    params, together = tiny_params(base, config), documents(base, (3, 12), width=40)
+    memory = compress(base, config, params, together).memory
     alone = Documents(together.tokens[:1, : 6 + MEMORY_TOKENS], together.lengths[:1])
-    assert_close(memory[0], compress(base, LEARNED, params, alone).memory[0], 1e-5)
+    assert_close(memory[0], compress(base, config, params, alone).memory[0], 1e-5)
     filler = Documents(mx.zeros((1, 8), dtype=mx.int32), mx.array([0]))
-    grads = mx.grad(lambda p: compress(base, LEARNED, p, filler).memory.sum())(params)
+    grads = mx.grad(lambda p: compress(base, config, p, filler).memory.sum())(params)
     assert mx.isfinite(grads["anchor_query"]).all().item()
 
 
@@ -125,9 +127,6 @@ def test_learned_pooling_knows_no_other_row_and_stays_finite_in_a_filler_row() -
 def test_pooling_that_is_learnt_needs_anchors(pooling: Literal["learned", "mapped"]) -> None:
     with pytest.raises(ValueError, match=f"anchor_pooling {pooling}: memory has no anchors to pool; wanted anchored"):
         MemoryConfig(anchor_pooling=pooling)
-
-
-MAPPED = tiny_config(anchored=True, anchor_pooling="mapped")
 
 
 def test_mapped_pooling_is_learned_pooling_of_embeddings_and_states_that_took_their_maps() -> None:
@@ -191,11 +190,3 @@ def test_without_maps_a_text_of_any_length_has_the_memory_of_weights_alone(count
     no_maps = params | {"anchor_map_b": mx.zeros_like(params["anchor_map_b"])}
     expected = compress(base, without_maps(MAPPED), params, given).memory
     assert_close(compress(base, MAPPED, no_maps, given).memory, expected, 1e-5)
-
-
-def test_a_document_alone_and_among_others_has_the_same_mapped_memory() -> None:
-    base = tiny_base()
-    params, together = tiny_params(base, MAPPED), documents(base, (3, 12), width=40)
-    memory = compress(base, MAPPED, params, together).memory
-    alone = Documents(together.tokens[:1, : 6 + MEMORY_TOKENS], together.lengths[:1])
-    assert_close(memory[0], compress(base, MAPPED, params, alone).memory[0], 1e-5)
