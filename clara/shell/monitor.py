@@ -18,7 +18,7 @@ from clara.shell.answer import answer_chosen
 from clara.shell.job import Job, current, save
 from clara.shell.loop import Step, evaluate, score_answers
 from clara.shell.options import Options
-from clara.shell.progress import heldout_line, step_line
+from clara.shell.progress import Done, heldout_line, step_line
 from clara.shell.ranks import dealt, exchanged, progressing
 from clara.shell.reporters import Reporter
 from clara.shell.reporting.curves import loss_figure, rank_figure
@@ -27,8 +27,11 @@ from clara.shell.setup import Session
 LOWER_IS_BETTER = ("loss", "next_token", "alignment", "contrastive", "distillation", "other_memory")
 
 
-def record_step(job: Job, step: Step, seconds: Sequence[float], report: Reporter) -> None:
-    """Log a step, and print its line where one is due; rank 0 does."""
+def record_step(job: Job, step: Step, done: Sequence[Done], report: Reporter) -> None:
+    """Log a step, and print a line where one is due, of the steps since the line before; rank 0 does.
+
+    done: the last steps of this process, this one among them.
+    """
     if not job.ranks.leads:
         return
     values = {
@@ -39,8 +42,10 @@ def record_step(job: Job, step: Step, seconds: Sequence[float], report: Reporter
     }
     append_event(job.folder / METRICS, {"event": "step", "step": step.number, **values})
     report(step.number, "training", values)
-    if step.number in (1, job.options.steps) or step.number % job.options.log_every == 0:
-        print(step_line(step, job.options.steps, seconds, mx.get_peak_memory()), flush=True)
+    every, total = job.options.log_every, job.options.steps
+    if step.number in (1, total) or step.number % every == 0:
+        before = max((step.number - 1) // every * every, min(step.number - 1, 1))
+        print(step_line(step.number, total, done, step.number - before, mx.get_peak_memory()), flush=True)
 
 
 def measure(job: Job, state: TrainState, report: Reporter) -> dict[str, float]:

@@ -96,7 +96,8 @@ class Options(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         ),
     ] = 0
     log_every: Annotated[
-        int, Meta(ge=1, description="Steps between progress lines; metrics are kept of every step.")
+        int,
+        Meta(ge=1, description="Steps between progress lines, each with their means; metrics are kept of every step."),
     ] = 10
     report_to: Annotated[
         str, Meta(description="Where metrics go besides the run folder: tensorboard, wandb, swanlab, with commas.")

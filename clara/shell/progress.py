@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+from typing import NamedTuple
 
 import mlx.core as mx
 from mlx.utils import tree_reduce
@@ -12,9 +14,22 @@ from clara.core.types import Params
 from clara.io.cuda import keep_kernels
 from clara.io.evaluation.labels import SCORES, rank_labels
 from clara.io.records import Record
-from clara.shell.loop import Step
 from clara.shell.options import Options
 from clara.shell.setup import Session
+
+TERMS = ("next_token", "alignment", "contrastive", "distillation")
+"""Terms of the loss, in the order of progress lines."""
+
+RECENT = 20
+"""Steps that the time left is reckoned from."""
+
+
+class Done(NamedTuple):
+    """What progress lines need of a finished step."""
+
+    metrics: Mapping[str, float]
+    tokens: int
+    seconds: float
 
 
 def heading(options: Options, session: Session, trained: Params, records: Sequence[Record], blas: str) -> list[str]:
@@ -71,18 +86,24 @@ def compute_line(every: int, needed: int, there: int, fits: bool) -> str:
     return f"compute   steps of up to {size}; {layers} recomputed{advice}"
 
 
-def step_line(step: Step, total: int, seconds: Sequence[float], peak: int) -> str:
-    """Return a progress line; the time left is reckoned from the median of the last 20 steps. peak: bytes."""
-    recent = sorted(seconds[-20:])
-    left = recent[len(recent) // 2] * (total - step.number)
-    names = [name for name in ("next_token", "alignment", "contrastive", "distillation") if name in step.metrics]
-    terms = "  ".join(f"{name} {step.metrics[name]:.4f}" for name in names if len(names) > 1)
-    speed = f"{step.tokens / step.seconds:,.0f} tokens/s  {step.seconds:.2f} s"
-    return (
-        f"step {step.number:>{len(str(total))}}/{total}  loss {step.metrics['loss']:.4f}  "
-        + (f"{terms}  " if terms else "")
-        + f"{speed}  peak {peak / 1e9:.1f} GB  left {clock(left)}"
-    )
+def step_line(step: int, total: int, done: Sequence[Done], count: int, peak: int) -> str:
+    """Return a progress line with the means of the last `count` steps done, which has no step before this process.
+
+    The time left is reckoned from the median of the last 20. peak: bytes.
+    """
+    recent, last = sorted(each.seconds for each in list(done)[-RECENT:]), list(done)[-count:]
+    left = recent[len(recent) // 2] * (total - step)
+    means = {name: fmean(each.metrics[name] for each in last if name in each.metrics) for name in named(last)}
+    terms = [f"{name} {means[name]:.4f}" for name in TERMS if name in means]
+    seconds = sum(each.seconds for each in last)
+    speed = f"{sum(each.tokens for each in last) / seconds:,.0f} tokens/s  {seconds / len(last):.2f} s"
+    losses = "  ".join([f"loss {means['loss']:.4f}", *(terms if len(terms) > 1 else [])])
+    return f"step {step:>{len(str(total))}}/{total}  {losses}  {speed}  peak {peak / 1e9:.1f} GB  left {clock(left)}"
+
+
+def named(steps: Iterable[Done]) -> set[str]:
+    """Return the names of all metrics of some steps."""
+    return {name for step in steps for name in step.metrics}
 
 
 def heldout_line(means: Mapping[str, float], step: int) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,6 +32,7 @@ from clara.shell.launch import ranked, stoppable
 from clara.shell.loop import Step, training_steps
 from clara.shell.monitor import draw, evaluated, keep_best, measure, out_of_patience, record_step, show
 from clara.shell.options import Options, leaves, to_plain, value_at
+from clara.shell.progress import RECENT, Done
 from clara.shell.ranks import ALONE, Ranks, awaited, exchanged, require_same, told, totals
 from clara.shell.reporters import Reporter, check_reporters, open_reporters
 from clara.shell.teacher import teacher_of
@@ -154,15 +156,16 @@ def train(job: Job, report: Reporter, root: Path) -> int:
     if ranks.leads:
         drop_events_from(job.folder / METRICS, job.start if job.start else -1)
     batches = training_batches(job.records, job.feed, options.steps, job.start, ranks.part)
-    seconds: list[float] = []
+    done = deque[Done](maxlen=max(options.log_every, RECENT))
     with stoppable(ranks, "step") as interrupted:
         catch_up(job, report)
         steps = training_steps(job.update, state, batches, functools.partial(goes_ahead, job))
         for step in patient(job, told_where(job, awaited(ranks, steps))):
             state = step.state
-            seconds.append(step.seconds)
             tokens, asked = totals(ranks, [step.tokens, int(interrupted())])
-            record_step(job, step if ranks.cut else step._replace(tokens=tokens), seconds, report)
+            step = step if ranks.cut else step._replace(tokens=tokens)
+            done.append(Done(step.metrics, step.tokens, step.seconds))
+            record_step(job, step, done, report)
             last = step.number == options.steps
             stop = bool(asked) or (ranks.size == 1 and interrupted())
             if ranks.leads and (last or stop or due(step.number, options.save_every)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import mlx.core as mx
@@ -21,6 +22,7 @@ from clara.shell.answer import answer
 from clara.shell.job import Job, current, prepare
 from clara.shell.loop import Step
 from clara.shell.monitor import draw, keep_best, measure, out_of_patience, record_step, reply, show
+from clara.shell.progress import Done
 
 
 @pytest.fixture(scope="module")
@@ -65,11 +67,15 @@ def changed(job: Job, **options: Any) -> Job:
 
 def test_every_step_is_recorded_and_lines_come_when_they_are_due(job: Job, capsys: pytest.CaptureFixture[str]) -> None:
     heard: list[Any] = []
+    done: list[Done] = []
     for number in range(1, 21):
         step = Step(number, at(job, number), {"loss": 1 / number, "next_token": 1 / number}, 100, 0.5)
-        record_step(job, step, [0.5], lambda *told_: told(heard, *told_))
-    shown = [line.split()[1] for line in capsys.readouterr().out.splitlines()]
-    assert shown == [f"{i}/20" for i in (1, 4, 8, 12, 16, 20)]
+        done.append(Done(step.metrics, step.tokens, step.seconds))
+        record_step(job, step, done, lambda *told_: told(heard, *told_))
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [words[1] for words in shown] == [f"{i}/20" for i in (1, 4, 8, 12, 16, 20)]
+    means = [fmean(1 / i for i in own) for own in ([1], range(2, 5), *(range(i - 3, i + 1) for i in (8, 12, 16, 20)))]
+    assert [float(words[3]) for words in shown] == pytest.approx(means, abs=1e-4)
     events = read_events(job.folder / METRICS)
     assert [(event["event"], event["step"]) for event in events] == [("step", i) for i in range(1, 21)]
     for event, (step_number, group, values) in zip(events, heard, strict=True):

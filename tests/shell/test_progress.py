@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+from collections import deque
 from pathlib import Path
 
-import mlx.core as mx
 import pytest
 
-from clara.core.types import TrainState
-from clara.shell.loop import Step
 from clara.shell.options import to_options
-from clara.shell.progress import clock, compute_line, heldout_line, idle_lines, kernel_lines, step_line
+from clara.shell.progress import Done, clock, compute_line, heldout_line, idle_lines, kernel_lines, step_line
 
 
 @pytest.mark.parametrize(
@@ -29,25 +27,33 @@ def test_a_time_span_has_minutes_and_where_needed_hours(seconds: float, shown: s
     assert clock(seconds) == shown
 
 
-def step(number: int, **metrics: float) -> Step:
-    """Return a step of 1,500 tokens that took half a second."""
-    return Step(number, TrainState({}, {}, mx.array(number)), metrics, 1500, 0.5)
+def done(seconds: float = 0.5, **metrics: float) -> Done:
+    """Return a step of 1,500 tokens."""
+    return Done(metrics, 1500, seconds)
 
 
 def test_a_step_says_how_far_how_well_how_fast_and_how_long_still() -> None:
-    line = step_line(step(7, loss=2.5, next_token=2.25, alignment=2.5), 120, [9.0, 0.5, 0.5], 2_340_000_000)
-    assert line == (
+    past = [done(9.0, loss=9.0), *[done(loss=2.5, next_token=2.25, alignment=2.5)] * 2]
+    assert step_line(7, 120, past, 1, 2_340_000_000) == (
         "step   7/120  loss 2.5000  next_token 2.2500  alignment 2.5000  3,000 tokens/s  0.50 s  peak 2.3 GB  left 0:56"
     )
 
 
+def test_a_line_has_the_means_of_the_steps_since_the_line_before() -> None:
+    past = [done(loss=8.0), done(1.0, loss=2.0, next_token=1.5), done(3.0, loss=4.0, next_token=2.5, distillation=1.0)]
+    line = "loss 3.0000  next_token 2.0000  distillation 1.0000  750 tokens/s  2.00 s  peak 0.0 GB  left 0:00"
+    assert step_line(3, 3, deque(past), 2, 0) == f"step 3/3  {line}", "a term counts where a step has it"
+    assert "loss 4.6667" in step_line(20, 20, past, 10, 0), "a resumed run has no more of them"
+
+
 def test_a_step_with_one_term_shows_the_loss_alone() -> None:
-    line = step_line(step(1, loss=2.5, next_token=2.5), 1, [0.5], 0)
+    line = step_line(1, 1, [done(loss=2.5, next_token=2.5)], 1, 0)
     assert line == "step 1/1  loss 2.5000  3,000 tokens/s  0.50 s  peak 0.0 GB  left 0:00"
 
 
 def test_the_time_left_follows_the_last_twenty_steps() -> None:
-    assert step_line(step(100, loss=1.0), 110, [60.0] * 80 + [1.0] * 20, 0).endswith("left 0:10")
+    past = [done(60.0, loss=1.0)] * 80 + [done(1.0, loss=1.0)] * 20
+    assert step_line(100, 110, past, 1, 0).endswith("left 0:10")
 
 
 @pytest.mark.parametrize(("compile", "there"), [("auto", True), ("on", True), ("off", True), ("auto", False)])
