@@ -7,8 +7,8 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from clara.core.collate import Example
-from clara.io.dataset import Feed, encode_example
 from clara.io.examples import SPARE, blank_record, most_text, turns
+from clara.io.feed import Feed, encode_example
 from clara.io.records import Record
 
 

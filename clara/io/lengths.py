@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from clara.core.collate import ANSWER
 from clara.core.config import CHOOSING
 from clara.core.widths import Widths, choose_widths
-from clara.io.dataset import Feed, encode_example, planned, step_cuts
+from clara.io.dataset import planned, step_cuts
+from clara.io.feed import Feed, encode_example
 from clara.io.records import Record
 
 SAMPLED_STEPS = 64

@@ -21,8 +21,9 @@ from clara.core.step import EvalStep, make_eval_step, make_train_step, make_upda
 from clara.core.types import Base, Optimizer, Params, TrainState
 from clara.io import cpu
 from clara.io.checkpoint import Checkpoint, Manifest, save_checkpoint, versions
-from clara.io.dataset import Feed, distinct_documents
+from clara.io.dataset import distinct_documents
 from clara.io.errors import ClaraError
+from clara.io.feed import Feed
 from clara.io.fitting import check_records
 from clara.io.lengths import measured_widths
 from clara.io.memories import read_memories

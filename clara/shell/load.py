@@ -12,8 +12,8 @@ from clara.core.config import CHOOSING
 from clara.core.footprint import Load, recomputed_layers, shapes_of, step_bytes
 from clara.core.types import Params
 from clara.core.widths import fit
-from clara.io.dataset import Feed
 from clara.io.examples import encode_question
+from clara.io.feed import Feed
 from clara.io.records import Record
 from clara.shell.options import Options, step_config
 from clara.shell.progress import compute_line

@@ -10,49 +10,37 @@ import mlx.core as mx
 import msgspec
 import numpy as np
 import pytest
-from folders import tiny_folder, tiny_session, write_choices, write_records
+from folders import tiny_folder, tiny_session
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten, tree_map
+from msgspec.structs import replace
 from tiny import assert_close, assert_same
 
 from clara.core.config import LossConfig, Relevance, RetrievalConfig, Stage, StepConfig
 from clara.core.stages import stage_counts, trained_leaves
 from clara.core.step import make_train_step
-from clara.core.types import Batch, Documents, StepResult
+from clara.core.types import Batch, StepResult
 from clara.io.altered import cloze_record
 from clara.io.data_config import DataConfig
 from clara.io.dataset import (
     WINDOW,
-    Feed,
     StepBatch,
-    choose_task,
     distinct_documents,
     epoch_plan,
     evaluation_batches,
-    longest_row,
     planned,
-    step_tasks,
     training_batches,
 )
 from clara.io.examples import Encoder, encode_document, encode_record
+from clara.io.feed import Feed
 from clara.io.fitting import check_records
-from clara.io.records import Record, document_records, read_records
+from clara.io.records import Record
+from clara.io.tasks import longest_row
 from clara.shell.setup import Session
 
 MIXED = DataConfig(batch_size=4, length_multiple=16, autoencode_share=0.5, paraphrase_share=0.5, qa_form="turns")
 lengths = st.lists(st.integers(1, 200), min_size=1, max_size=120)
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
-    """Return eleven records: two batches of four, and three left over."""
-    return read_records(str(write_records(tmp_path_factory.mktemp("data") / "data.jsonl", range(11))))
-
-
-def changed(config: DataConfig, **changes: Any) -> DataConfig:
-    """Return the configuration with some fields changed."""
-    return msgspec.structs.replace(config, **changes)
 
 
 def leaves(batch: Batch) -> list[tuple[str, mx.array]]:
@@ -123,7 +111,7 @@ def test_short_and_long_batches_come_in_mixed_order() -> None:
 def test_a_resumed_run_draws_what_an_uninterrupted_one_draws(
     encoder: Encoder, records: list[Record], start: int, accumulate: int
 ) -> None:
-    config = changed(MIXED, accumulate=accumulate)
+    config = replace(MIXED, accumulate=accumulate)
     whole = [content(step) for step in training_batches(records, Feed(encoder, config), 6)]
     rest = [content(step) for step in training_batches(records, Feed(encoder, config), 6, start)]
     assert len(whole) == 6 and rest == whole[start:]
@@ -132,7 +120,7 @@ def test_a_resumed_run_draws_what_an_uninterrupted_one_draws(
 
 def test_another_seed_draws_other_batches(encoder: Encoder, records: list[Record]) -> None:
     one, other = (
-        [step.names for step in training_batches(records, Feed(encoder, changed(MIXED, seed=seed)), 4)]
+        [step.names for step in training_batches(records, Feed(encoder, replace(MIXED, seed=seed)), 4)]
         for seed in (0, 1)
     )
     assert one != other
@@ -144,14 +132,14 @@ def test_a_seed_that_the_options_accept_can_be_drawn_from(encoder: Encoder, reco
         msgspec.convert({"seed": seed}, DataConfig)
     except msgspec.ValidationError:
         return  # refused before the first step: that is as good
-    (step,) = training_batches(records, Feed(encoder, changed(MIXED, seed=seed)), 1)
+    (step,) = training_batches(records, Feed(encoder, replace(MIXED, seed=seed)), 1)
     (usual,) = training_batches(records, Feed(encoder, MIXED), 1)
     assert step.batches[0].key.tolist() != usual.batches[0].key.tolist()
 
 
 def test_micro_batches_are_the_batch_cut_in_order(encoder: Encoder, records: list[Record]) -> None:
     (whole,) = training_batches(records, Feed(encoder, MIXED), 1)
-    (cut,) = training_batches(records, Feed(encoder, changed(MIXED, accumulate=3)), 1)
+    (cut,) = training_batches(records, Feed(encoder, replace(MIXED, accumulate=3)), 1)
     assert cut.names == whole.names and cut.tokens == whole.tokens
     assert [batch.tokens.shape[0] for batch in cut.batches] == [2, 1, 1]
     assert [row for batch in cut.batches for row in answers(batch)] == answers(whole.batches[0])
@@ -163,18 +151,18 @@ def answers(batch: Batch) -> list[list[int]]:
 
 
 def test_no_two_micro_batches_have_one_dropout_key(encoder: Encoder, records: list[Record]) -> None:
-    steps = training_batches(records, Feed(encoder, changed(MIXED, accumulate=2)), 6)
+    steps = training_batches(records, Feed(encoder, replace(MIXED, accumulate=2)), 6)
     keys = [tuple(batch.key.tolist()) for step in steps for batch in step.batches]
     assert len(set(keys)) == len(keys) == 12
 
 
 def test_more_micro_batches_than_examples_are_as_many_as_examples(encoder: Encoder, records: list[Record]) -> None:
-    (step,) = training_batches(records, Feed(encoder, changed(MIXED, accumulate=9)), 1)
+    (step,) = training_batches(records, Feed(encoder, replace(MIXED, accumulate=9)), 1)
     assert [batch.tokens.shape[0] for batch in step.batches] == [1, 1, 1, 1]
 
 
 def test_fewer_records_than_a_batch_make_smaller_batches(encoder: Encoder, records: list[Record]) -> None:
-    steps = list(training_batches(records[:3], Feed(encoder, changed(MIXED, batch_size=128)), 2))
+    steps = list(training_batches(records[:3], Feed(encoder, replace(MIXED, batch_size=128)), 2))
     assert [sorted(step.names) for step in steps] == [["r0", "r1", "r2"]] * 2
 
 
@@ -182,8 +170,8 @@ def test_fewer_records_than_a_batch_make_smaller_batches(encoder: Encoder, recor
 def test_processes_share_a_step_and_together_hold_that_of_one(
     encoder: Encoder, records: list[Record], accumulate: int, processes: int, cut: int
 ) -> None:
-    (whole,) = training_batches(records, Feed(encoder, changed(MIXED, accumulate=cut)), 4, 3)
-    feed = Feed(encoder, changed(MIXED, accumulate=accumulate))
+    (whole,) = training_batches(records, Feed(encoder, replace(MIXED, accumulate=cut)), 4, 3)
+    feed = Feed(encoder, replace(MIXED, accumulate=accumulate))
     shares = [content(next(training_batches(records, feed, 4, 3, (i, processes)))) for i in range(processes)]
     names, tokens, arrays = content(whole)
     assert all(share[0] == names for share in shares) and sum(share[1] for share in shares) == tokens
@@ -201,7 +189,7 @@ def test_processes_share_an_evaluation(encoder: Encoder, records: list[Record]) 
 
 
 def test_the_tokens_of_a_step_are_those_without_padding(encoder: Encoder, records: list[Record]) -> None:
-    config = changed(MIXED, autoencode_share=0.0, paraphrase_share=0.0, length_multiple=1, batch_size=1)
+    config = replace(MIXED, autoencode_share=0.0, paraphrase_share=0.0, length_multiple=1, batch_size=1)
     for step in training_batches(records, Feed(encoder, config), 3):
         (batch,) = step.batches
         document = int(batch.documents.lengths.item())
@@ -214,69 +202,6 @@ def test_each_step_is_made_of_the_records_it_names(encoder: Encoder, records: li
         tokens, sizes = (np.array(leaf) for leaf in step.batches[0].documents)
         found = [tuple(row[:size].tolist()) for row, size in zip(tokens, sizes, strict=True)]
         assert found == [encode_document(encoder, by_name[name].docs[0]) for name in step.names]
-
-
-def shares(record: Record, config: DataConfig, progress: float) -> dict[str, float]:
-    """Return how often each task is chosen at 1,000 even draws."""
-    tasks = [choose_task(record, config, (i + 0.5) / 1000, progress) for i in range(1000)]
-    return {task: tasks.count(task) / 1000 for task in sorted(set(tasks))}
-
-
-@pytest.mark.parametrize(
-    ("progress", "until", "wanted"),
-    [
-        (0.0, 1.0, {"autoencode": 0.6, "paraphrase": 0.1, "qa": 0.3}),
-        (0.5, 1.0, {"autoencode": 0.3, "paraphrase": 0.175, "qa": 0.525}),
-        (0.25, 0.5, {"autoencode": 0.3, "paraphrase": 0.175, "qa": 0.525}),
-        (0.5, 0.5, {"paraphrase": 0.25, "qa": 0.75}),
-        (0.9, 0.5, {"paraphrase": 0.25, "qa": 0.75}),
-    ],
-)
-def test_autoencoding_fades_and_paraphrases_share_the_rest(
-    progress: float, until: float, wanted: dict[str, float]
-) -> None:
-    config = DataConfig(autoencode_share=0.6, autoencode_until=until, paraphrase_share=0.25)
-    record = Record(docs=["d"], question="q", answer="a", paraphrase="p")
-    assert shares(record, config, progress) == pytest.approx(wanted)
-
-
-def test_autoencoding_may_fade_to_a_floor() -> None:
-    config = DataConfig(autoencode_share=0.6, autoencode_until=0.5, autoencode_floor=0.2)
-    record = Record(docs=["d"], question="q", answer="a")
-    for progress, share in ((0.0, 0.6), (0.25, 0.4), (0.5, 0.2), (0.9, 0.2)):
-        assert shares(record, config, progress) == pytest.approx({"autoencode": share, "qa": 1 - share})
-    with pytest.raises(ValueError, match=r"autoencode_floor 0.7 is more than autoencode_share 0.6, which fades to it"):
-        DataConfig(autoencode_share=0.6, autoencode_floor=0.7)
-
-
-def test_sentences_to_fill_in_take_their_share_of_the_rest() -> None:
-    config = DataConfig(autoencode_share=0.6, cloze_share=0.5, paraphrase_share=0.25)
-    plain = Record(docs=["d"], question="q", answer="a")
-    own = msgspec.structs.replace(plain, paraphrase="p")
-    assert shares(own, config, 0.0) == pytest.approx({"autoencode": 0.6, "cloze": 0.2, "paraphrase": 0.1, "qa": 0.1})
-    assert shares(plain, config, 0.5) == pytest.approx({"autoencode": 0.3, "cloze": 0.35, "qa": 0.35})
-    assert shares(plain, DataConfig(cloze_share=1.0), 0.0) == {"cloze": 1.0}
-    with pytest.raises(ValueError, match=r"paraphrase_share 0.5 and cloze_share 0.75 are more than 1 together"):
-        DataConfig(paraphrase_share=0.5, cloze_share=0.75)
-
-
-@pytest.fixture(scope="module")
-def pool() -> list[Record]:
-    """Return fifty documents to repeat that no record has."""
-    return document_records([Record(id=f"p{i}", docs=[f"Wick {i} {j}." for j in range(5)]) for i in range(10)])
-
-
-def test_a_document_to_repeat_comes_from_the_pool(encoder: Encoder, records: list[Record], pool: list[Record]) -> None:
-    feed = Feed(encoder, changed(MIXED, autoencode_until=0.5, paraphrase_share=0.0), pool=pool)
-    taken = list[str]()
-    for step in range(40):
-        plain = step_tasks(records[:4], feed._replace(pool=()), step, step / 40)
-        chosen = step_tasks(records[:4], feed, step, step / 40)
-        assert [task for _, task in chosen] == [task for _, task in plain], "a pool changes no task"
-        for (record, task), own in zip(chosen, records[:4], strict=True):
-            assert (record in pool) is (task == "autoencode") and (record in pool or record is own)
-            taken += record.docs if task == "autoencode" else []
-    assert 20 < len(taken) < 60 and len(set(taken)) > 15, "drawn from all of it"
 
 
 def test_a_batch_holds_records_whose_longer_rows_are_alike(encoder: Encoder, pool: list[Record]) -> None:
@@ -299,90 +224,19 @@ def test_a_batch_holds_records_whose_longer_rows_are_alike(encoder: Encoder, poo
     assert rows[0] == rows[2] == 300 and rows[1] > 300, "text is read in one row; candidates lead where they are chosen"
 
 
-def test_a_repeated_document_is_as_long_as_the_longer_row(encoder: Encoder) -> None:
-    documents = document_records([Record(id=f"p{i}", docs=["w" * 4 * i]) for i in range(1, 1000)])
-    feed = Feed(encoder, changed(MIXED, autoencode_share=1.0, autoencode_until=1.0), pool=documents)
-    record = Record(docs=["It is red."], question="What?", answer="w" * 2000)
-    taken = [each.docs[0] for step in range(20) for each, _ in step_tasks([record] * 4, feed, step, 0.0)]
-    assert min(map(len, taken)) > 1400 and max(map(len, taken)) < 2700
-
-
-def test_a_pools_documents_depend_on_seed_step_and_place(
-    encoder: Encoder, records: list[Record], pool: list[Record]
-) -> None:
-    def drawn(seed: int, step: int, count: int) -> list[str | None]:
-        feed = Feed(encoder, changed(MIXED, seed=seed, autoencode_share=1.0), pool=pool)
-        return [record.id for record, _ in step_tasks(records[:count], feed, step, 0.0)]
-
-    assert drawn(0, 3, 8) == drawn(0, 3, 8) != drawn(1, 3, 8) != drawn(0, 4, 8)
-    assert drawn(0, 3, 8)[:5] == drawn(0, 3, 5), "whatever else is in the batch"
-
-
 def test_a_step_learns_the_pools_documents(encoder: Encoder, records: list[Record], pool: list[Record]) -> None:
-    feed = Feed(encoder, changed(MIXED, autoencode_share=1.0), pool=pool)
+    feed = Feed(encoder, replace(MIXED, autoencode_share=1.0), pool=pool)
     (step,) = training_batches(records, feed, 1)
     texts = {record.id: record.docs[0] for record in pool}
     learnt = [encoder.tokenizer.hf.decode(row[:-1]) for row in answers(step.batches[0])]
     assert learnt == [texts[name] for name in step.names]
 
 
-def test_a_record_whose_own_task_is_to_repeat_keeps_its_document(encoder: Encoder, pool: list[Record]) -> None:
-    own = Record(docs=["Own."], data_type="autoencode")
-    feed = Feed(encoder, DataConfig(autoencode_share=0.0), pool=pool)
-    assert step_tasks([own], feed, 0, 0.0) == [(own, "autoencode")]
-    assert step_tasks([own], feed._replace(stage="instruct", config=MIXED), 0, 0.0) == [(own, "autoencode")]
-
-
-CLOZE = changed(MIXED, autoencode_share=0.0, paraphrase_share=0.0, cloze_share=1.0)
-
-
-def test_a_record_is_asked_about_sentences_of_what_is_read_of_its_document(encoder: Encoder) -> None:
-    record = Record(id="r", docs=["Lamp 5 burns very red. Lamp 6 burns very blue."], question="q", answer="a")
-    found = [cloze_record(encoder, record, seed) for seed in range(4)]
-    assert all(each and (each.id, each.docs) == ("r", record.docs) for each in found)
-    assert [(each.questions, each.replies) for each in found if each] == [(["Lamp ___ burns very red."], ["5"])] * 4
-    wider = cloze_record(encoder._replace(doc_max_tokens=64), record, 0)
-    assert wider and sorted(wider.replies) == ["5", "6"]
-    assert cloze_record(encoder, Record(docs=["Too short."]), 0) is None
-
-
-def test_sentences_to_fill_in_come_from_the_pool(encoder: Encoder, records: list[Record], pool: list[Record]) -> None:
-    asked = document_records([Record(id="p", docs=[f"Wick {i} is cut very short." for i in range(9)])])
-    feed = Feed(encoder, changed(CLOZE, cloze_share=0.5), pool=asked)
-    drawn = [one for step in range(20) for one in step_tasks(records[:4], feed, step, 0.0)]
-    own = [record for record, task in drawn if task == "qa"]
-    filled = [record for record, task in drawn if task == "cloze"]
-    assert len(own) + len(filled) == 80 and 25 < len(filled) < 55 and all(record in records for record in own)
-    assert {record.docs[0] for record in filled} == {record.docs[0] for record in asked}
-    assert {record.questions[0] for record in filled} == {"Wick ___ is cut very short."}
-    dull = step_tasks(records[:4], feed._replace(config=CLOZE, pool=pool), 0, 0.0)
-    assert dull == [(record, "qa") for record in records[:4]], "nothing of it can be left out"
-
-
-def test_without_a_sentence_to_fill_in_a_record_keeps_its_own_task(encoder: Encoder, records: list[Record]) -> None:
-    drawn = step_tasks(records, Feed(encoder, CLOZE), 0, 0.0)
-    wanted = ["cloze" if "very" in record.docs[0] else "qa" for record in records]
-    assert [task for _, task in drawn] == wanted and set(wanted) == {"cloze", "qa"}
-    assert all(asked is record for (asked, task), record in zip(drawn, records, strict=True) if task == "qa")
-
-
-def test_what_is_left_out_depends_on_seed_step_and_place(encoder: Encoder) -> None:
-    record = Record(docs=["Ada 5 saw Ben 6 burn Cid 7 very red."], question="q", answer="a")
-
-    def drawn(seed: int, step: int, count: int) -> list[str]:
-        feed = Feed(encoder._replace(doc_max_tokens=64), changed(CLOZE, seed=seed))
-        return [asked.replies[0] for asked, _ in step_tasks([record] * count, feed, step, 0.0)]
-
-    assert drawn(0, 3, 16) == drawn(0, 3, 16) != drawn(1, 3, 16) != drawn(0, 4, 16)
-    assert drawn(0, 3, 16)[:5] == drawn(0, 3, 5), "whatever else is in the batch"
-    assert set(drawn(0, 3, 16)) == {"5", "6", "7", "Ben", "Cid"}
-
-
 @pytest.mark.parametrize("start", [1, 3])
 def test_a_resumed_run_fills_in_what_an_uninterrupted_one_does(
     encoder: Encoder, records: list[Record], start: int
 ) -> None:
-    feed = Feed(encoder, changed(MIXED, cloze_share=0.5, accumulate=2))
+    feed = Feed(encoder, replace(MIXED, cloze_share=0.5, accumulate=2))
     whole = [content(step) for step in training_batches(records, feed, 6)]
     assert [content(step) for step in training_batches(records, feed, 6, start)] == whole[start:]
     shares = [content(next(training_batches(records, feed, 6, start, (i, 2)))) for i in range(2)]
@@ -402,8 +256,9 @@ def test_sentences_that_do_not_fit_are_not_asked(
     assert cloze_record(encoder._replace(max_tokens=size), record, 0) == asked
     tight = encoder._replace(max_tokens=size - 1)
     assert cloze_record(tight, record, 0) is None
-    check_records([record], Feed(tight, CLOZE))
-    learnt = [answers(batch) for step in training_batches([record], Feed(tight, CLOZE), 3) for batch in step.batches]
+    cloze = replace(MIXED, autoencode_share=0.0, paraphrase_share=0.0, cloze_share=1.0)
+    check_records([record], Feed(tight, cloze))
+    learnt = [answers(batch) for step in training_batches([record], Feed(tight, cloze), 3) for batch in step.batches]
     assert [tight.tokenizer.hf.decode(row[:-1]) for rows in learnt for row in rows] == ["a"] * 3
 
 
@@ -429,20 +284,10 @@ def test_the_texts_of_a_step_are_tokenised_in_one_call(encoder: Encoder, records
     assert (counted.alone, counted.together) == (0, 5)
 
 
-def test_a_record_without_a_paraphrase_keeps_its_own_task() -> None:
-    config = DataConfig(autoencode_share=0.5, paraphrase_share=1.0)
-    assert shares(Record(docs=["d"], question="q", answer="a"), config, 0.0) == {"autoencode": 0.5, "qa": 0.5}
-
-
-def test_without_shares_every_record_keeps_its_own_task() -> None:
-    record = Record(docs=["d"], data_type="paraphrase", paraphrase="p")
-    assert shares(record, DataConfig(), 0.0) == {"paraphrase": 1.0}
-
-
 def tasks(encoder: Encoder, records: list[Record], config: DataConfig, total_steps: int) -> list[list[str]]:
     """Return the task of each example of each step, told by what is learnt."""
     by_name = {record.id: record for record in records}
-    config = changed(config, qa_form="pairs")
+    config = replace(config, qa_form="pairs")
     found = []
     for step in training_batches(records, Feed(encoder, config), total_steps):
         learnt = [encoder.tokenizer.hf.decode(row[:-1]) for row in answers(step.batches[0])]
@@ -454,7 +299,7 @@ def tasks(encoder: Encoder, records: list[Record], config: DataConfig, total_ste
 
 
 def test_a_run_fades_from_repeating_to_the_records_own_task(encoder: Encoder, records: list[Record]) -> None:
-    config = changed(MIXED, autoencode_share=1.0, autoencode_until=0.5, paraphrase_share=0.0)
+    config = replace(MIXED, autoencode_share=1.0, autoencode_until=0.5, paraphrase_share=0.0)
     steps = tasks(encoder, records, config, 40)
     shares = [sum(task == "autoencode" for step in steps[i : i + 10] for task in step) / 40 for i in (0, 10, 20, 30)]
     assert steps[0] == ["autoencode"] * 4, shares
@@ -462,9 +307,9 @@ def test_a_run_fades_from_repeating_to_the_records_own_task(encoder: Encoder, re
 
 
 def test_tasks_are_drawn_anew_for_each_seed_and_step(encoder: Encoder, records: list[Record]) -> None:
-    one = changed(MIXED, autoencode_share=0.5, autoencode_until=1.0, paraphrase_share=0.5, batch_size=1)
+    one = replace(MIXED, autoencode_share=0.5, autoencode_until=1.0, paraphrase_share=0.5, batch_size=1)
     drawn = [
-        [task for step in tasks(encoder, records[:1], changed(one, seed=seed), 30) for task in step]
+        [task for step in tasks(encoder, records[:1], replace(one, seed=seed), 30) for task in step]
         for seed in range(3)
     ]
     assert drawn[0] != drawn[1] != drawn[2] != drawn[0]
@@ -495,40 +340,13 @@ def test_evaluation_takes_every_record_once_in_batches_of_two_or_more(
 
 def test_evaluation_asks_the_records_own_task_and_nothing_random(encoder: Encoder, records: list[Record]) -> None:
     (one,), (other,) = (
-        list(evaluation_batches(records, Feed(encoder, changed(MIXED, seed=seed)), 128)) for seed in (0, 1)
+        list(evaluation_batches(records, Feed(encoder, replace(MIXED, seed=seed)), 128)) for seed in (0, 1)
     )
     assert all(mx.array_equal(a, b) for (_, a), (_, b) in zip(leaves(one), leaves(other), strict=True))
     learnt = [bytes(t - 3 for t in row if t > 2) for row in answers(one)]
     assert len(learnt) == 11 and one.target_mask.sum().item() == sum(
         len(answer) + 1 for record in records for answer in record.replies
     )
-
-
-@pytest.fixture(scope="module")
-def choices(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
-    """Return five records with three documents each, neighbours sharing two of them."""
-    return read_records(str(write_choices(tmp_path_factory.mktemp("choices") / "data.jsonl", range(5))))
-
-
-@pytest.mark.parametrize("stage", ["retrieval", "end_to_end"])
-def test_a_choosing_stage_gets_questions_positives_and_each_document_once(
-    stage: Stage, encoder: Encoder, choices: list[Record]
-) -> None:
-    feed = Feed(encoder, DataConfig(batch_size=5, length_multiple=16), stage, top_k=2)
-    (step,) = training_batches(choices, feed, 1)
-    (batch,) = step.batches
-    assert batch.retrieval is not None and isinstance(batch.documents, Documents)
-    by_name = {record.id: record for record in choices}
-    named = [by_name[name] for name in step.names]
-    assert np.argwhere(np.array(batch.retrieval.positives)).tolist() == [
-        [i, r.positives[0]] for i, r in enumerate(named)
-    ]
-    rows, sizes, places = (np.array(leaf) for leaf in (*batch.documents, batch.candidates))
-    for i, record in enumerate(named):
-        found = [tuple(rows[j][: sizes[j]].tolist()) for j in places[i] if j >= 0]
-        assert found == [encode_document(encoder, text) for text in record.docs]
-    assert int((batch.documents.lengths > 0).sum()) == 7 == len(distinct_documents(choices, encoder))
-    assert bool(batch.target_mask.any()) is (stage == "end_to_end"), "retrieval asks no generator"
 
 
 def test_instruct_reads_all_documents_and_asks_another_question_each_epoch(
@@ -541,22 +359,6 @@ def test_instruct_reads_all_documents_and_asks_another_question_each_epoch(
     steps = training_batches([record], Feed(encoder, config, "instruct"), 4)
     learnt = [encoder.tokenizer.hf.decode(answers(step.batches[0])[0][:-1]) for step in steps]
     assert learnt == [*record.replies, *record.replies], "one question a time, whatever the shares say"
-
-
-def test_batches_carry_memories_where_they_are_given(encoder: Encoder, choices: list[Record]) -> None:
-    asked: list[tuple[int, ...]] = []
-
-    def memory(documents: Sequence[tuple[int, ...]]) -> mx.array:
-        asked.extend(documents)
-        return mx.array([len(document) for document in documents])[:, None, None] * mx.ones((1, 4, 2))
-
-    feed = Feed(encoder, DataConfig(batch_size=5), "end_to_end", 2, memory)
-    trained = (batch for step in training_batches(choices, feed, 1) for batch in step.batches)
-    for batch in itertools.chain(trained, evaluation_batches(choices, feed, 8)):
-        assert isinstance(batch.documents, mx.array) and batch.documents.shape[1:] == (4, 2)
-        wanted = [len(document) for document in asked]
-        assert batch.documents[: len(asked), 0, 0].tolist() == wanted and len(set(asked)) == 7
-        asked.clear()
 
 
 @pytest.fixture(scope="module")
@@ -574,8 +376,8 @@ def drawn_memory(documents: Sequence[tuple[int, ...]]) -> mx.array:
 def with_a_question_asked_twice(choices: list[Record]) -> list[Record]:
     """Return seven records: the first's question comes again, with another right document, in a far longer record."""
     docs = ["z" * 60, choices[4].docs[2], choices[0].docs[1]]
-    again = msgspec.structs.replace(choices[0], id="again", docs=docs, pos_index=[1, 2])
-    return [*choices, again, msgspec.structs.replace(choices[1], id="unknown", pos_index=[])]
+    again = replace(choices[0], id="again", docs=docs, pos_index=[1, 2])
+    return [*choices, again, replace(choices[1], id="unknown", pos_index=[])]
 
 
 def summed_step(chooser: Session, config: StepConfig, feed: Feed, records: list[Record], ranks: int) -> StepResult:
@@ -601,7 +403,7 @@ def test_in_batch_negatives_are_those_of_the_whole_step_however_it_is_cut(
 ) -> None:
     how = RetrievalConfig(top_k=2, relevance=relevance, in_batch_negatives=True)
     loss = LossConfig(next_token_weight=float(stage == "end_to_end"), alignment_weight=0.0, contrastive_weight=1.0)
-    config = msgspec.structs.replace(chooser.config, stage=stage, retrieval=how, loss=loss)
+    config = replace(chooser.config, stage=stage, retrieval=how, loss=loss)
     records = with_a_question_asked_twice(choices)
 
     def taken(accumulate: int, ranks: int = 1) -> StepResult:
@@ -629,7 +431,7 @@ def test_each_micro_batch_has_the_documents_of_its_step_and_the_choice_of_its_ro
     fillers = len(whole.documents) - len(distinct_documents(records, encoder))
     mask = np.array(whole.retrieval.in_batch.mask)
     assert fillers == 6 and not mask[:, -fillers:].any() and mask[:, :-fillers].sum(axis=1).tolist().count(8) > 1
-    cut = feed._replace(config=changed(data, accumulate=3))
+    cut = feed._replace(config=replace(data, accumulate=3))
     step = next(training_batches(records, cut, 1))
     named = [set(names) for names in np.array_split(step.names, 3)]
     assert not any({"c0", "again"} <= names for names in named), "the question is asked in two micro-batches"
@@ -664,15 +466,6 @@ def test_where_documents_are_compressed_anew_negatives_are_those_of_the_micro_ba
 def test_an_evaluation_batch_has_its_own_in_batch_negatives(encoder: Encoder, choices: list[Record]) -> None:
     feed = Feed(encoder, DataConfig(), "retrieval", 2, drawn_memory, in_batch_negatives=True)
     assert chosen_among(list(evaluation_batches(choices, feed, 2))) == [True, True]
-
-
-@pytest.mark.parametrize(("stage", "negatives"), [("retrieval", False), ("instruct", True)])
-def test_a_feed_that_wants_no_in_batch_negatives_gets_none(
-    stage: Stage, negatives: bool, encoder: Encoder, choices: list[Record]
-) -> None:
-    feed = Feed(encoder, DataConfig(batch_size=5), stage, 2, drawn_memory, in_batch_negatives=negatives)
-    (batch,) = next(training_batches(choices, feed, 1)).batches
-    assert (batch.retrieval is None or batch.retrieval.in_batch is None) and batch.document_rows == 10
 
 
 def test_documents_with_the_same_tokens_count_once(encoder: Encoder) -> None:

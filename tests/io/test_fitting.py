@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from clara.core.collate import Example
 from clara.io import fitting
 from clara.io.data_config import DataConfig
-from clara.io.dataset import Feed, encode_example, training_batches
+from clara.io.dataset import training_batches
 from clara.io.errors import ClaraError
 from clara.io.examples import Encoder, encode_record
+from clara.io.feed import Feed, encode_example
 from clara.io.fitting import check_records, tasks_of
 from clara.io.records import Record, document_records, read_records
 

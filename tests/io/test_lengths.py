@@ -10,8 +10,9 @@ from folders import write_choices, write_records
 
 from clara.core.types import Batch, Documents
 from clara.io.data_config import DataConfig
-from clara.io.dataset import Feed, encode_example, training_batches
+from clara.io.dataset import training_batches
 from clara.io.examples import Encoder
+from clara.io.feed import Feed, encode_example
 from clara.io.lengths import measured_widths
 from clara.io.records import Record, read_records
 

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from clara.core.collate import ANSWER, Example
 from clara.io.data_config import DataConfig
-from clara.io.dataset import Feed, encode_example, evaluation_batches, to_batch, training_batches
+from clara.io.dataset import evaluation_batches, training_batches
 from clara.io.errors import ClaraError
 from clara.io.examples import Encoder, encode_record
+from clara.io.feed import Feed, encode_example, to_batch
 from clara.io.fitting import check_records
 from clara.io.records import Record, read_records
 from clara.io.taught import learnt, with_teacher

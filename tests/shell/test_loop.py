@@ -16,9 +16,10 @@ from clara.core.collate import collate
 from clara.core.step import make_eval_step
 from clara.core.types import Batch, Documents, Params, Term, TrainState
 from clara.io.data_config import DataConfig
-from clara.io.dataset import Feed, StepBatch, evaluation_batches
+from clara.io.dataset import StepBatch, evaluation_batches
 from clara.io.errors import ClaraError
 from clara.io.examples import encode_record
+from clara.io.feed import Feed
 from clara.io.records import Record, read_records
 from clara.shell.loop import evaluate, score_answers, training_steps
 from clara.shell.setup import Session

@@ -26,7 +26,8 @@ from clara.core.optim import learning_rate
 from clara.core.step import make_train_step
 from clara.io import cpu
 from clara.io.checkpoint import load_checkpoint, newest_checkpoint
-from clara.io.dataset import Feed, training_batches
+from clara.io.dataset import training_batches
+from clara.io.feed import Feed
 from clara.io.files import locked
 from clara.io.records import read_records
 from clara.io.retention import checkpoints, read_best

@@ -12,9 +12,10 @@ import mlx.core as mx
 
 from clara.core.types import Batch, Documents
 from clara.io.data_config import DataConfig
-from clara.io.dataset import Feed, StepBatch, training_batches
+from clara.io.dataset import StepBatch, training_batches
 from clara.io.errors import ClaraError
 from clara.io.examples import make_encoder
+from clara.io.feed import Feed
 from clara.io.fitting import check_records
 from clara.io.records import Record, check_stage, read_records
 from clara.shell.benching.shapes import start_params, step_config
