@@ -32,7 +32,7 @@ from clara.shell.load import fitted, largest_load
 from clara.shell.loop import Update
 from clara.shell.memories import compress_all
 from clara.shell.options import Options, heldout_of, to_plain
-from clara.shell.progress import heading
+from clara.shell.progress import answer_lines, heading
 from clara.shell.ranks import ALONE, Ranks, combined, first, require_even, require_same
 from clara.shell.reporters import check_reporters
 from clara.shell.setup import Session, data_fingerprint, extras_of, open_session, prepare_device
@@ -91,7 +91,8 @@ def prepare(options: Options, checkpoint: Checkpoint | None, ranks: Ranks = ALON
     read = beside_teacher(frozen, teacher, session.config)
     session, estimate = fitted(session, largest_load(options, feed, records, (trained, read), ranks))
     lines = heading(options, session, trained, records, cpu.preload())
-    for line in (*lines, *teacher_lines(options, teacher), estimate, *cut_lines(options, ranks)):
+    lines += [*answer_lines(options, feed.answers), *teacher_lines(options, teacher)]
+    for line in (*lines, estimate, *cut_lines(options, ranks)):
         print(line, flush=True)
     optimizer = adamw(options.optimizer, options.steps)
     update, packing, packed = packed_update(session.base, session.config, (trained, read), optimizer, ranks)
@@ -176,7 +177,7 @@ def feed_of(options: Options, session: Session, records: Sequence[Record]) -> Fe
     negatives = options.retrieval.in_batch_negatives and options.loss.contrastive_weight > 0
     top_k, pool = options.retrieval.top_k, read_pool(options)
     feed = Feed(session.encoder, options.data, options.stage, top_k, pool=pool, in_batch_negatives=negatives)
-    if options.data.counterfactual_share:
+    if options.data.counterfactual_share and options.stage not in CHOOSING:
         asked = (record for record in records if record.data_type == "qa")
         feed = feed._replace(answers=answer_table(answer for record in asked for answer in record.replies))
     feed = feed._replace(teacher=options.loss.distillation_weight > 0)

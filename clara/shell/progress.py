@@ -10,6 +10,7 @@ import mlx.core as mx
 from mlx.utils import tree_reduce
 
 from clara.core.config import CHOOSING
+from clara.core.counterfactual import Answers
 from clara.core.types import Params
 from clara.io.cuda import keep_kernels
 from clara.io.evaluation.labels import SCORES, rank_labels
@@ -70,6 +71,14 @@ def idle_lines(options: Options) -> list[str]:
     if options.retrieval.in_batch_negatives and not options.loss.contrastive_weight:
         notes.append("in_batch_negatives changes nothing: contrastive_weight is 0")
     return [f"note      {note}" for note in notes]
+
+
+def answer_lines(options: Options, answers: Answers) -> list[str]:
+    """Return a note where documents are to say otherwise, and no two answers are such as could stand for each other."""
+    data = options.data
+    if options.stage in CHOOSING or not data.counterfactual_share or any(len(k) > 1 for k in answers.kinds.values()):
+        return []
+    return [f"note      counterfactual_share changes nothing: no answer of {data.data} can stand in another's place"]
 
 
 def kernel_lines(compile: str) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from clara.core.config import StepConfig
+from clara.core.config import CHOOSING, StepConfig
 from clara.core.step import scaled_adapters
 from clara.core.types import Params
 from clara.io.checkpoint import PARAMS, Checkpoint, float32_params
@@ -19,14 +19,14 @@ def teacher_of(options: Options, base: str | None = None) -> Checkpoint | None:
     base: fingerprint of the base that it must have; None where that is not known yet. Raises ClaraError where the run
     is not there, or no teacher on this base.
     """
-    if not options.teacher:
+    if not options.teacher or options.stage in CHOOSING:
         return None
     return text_checkpoint(options.teacher, base, "--teacher", f"--model {options.model}")
 
 
 def require_teacher(options: Options, teacher: Checkpoint | None, checkpoint: Checkpoint | None) -> None:
     """Raise ClaraError where a run that is resumed had another teacher."""
-    if checkpoint and checkpoint.manifest.teacher != teacher_name(teacher):
+    if checkpoint and options.stage not in CHOOSING and checkpoint.manifest.teacher != teacher_name(teacher):
         raise ClaraError(
             f"--teacher {options.teacher or '(the base itself)'}: not the teacher that this run was started with "
             f"({checkpoint.manifest.teacher[:16] or 'the base itself, or none'}); was it trained on? Its checkpoint of "

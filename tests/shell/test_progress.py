@@ -7,8 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from clara.core.counterfactual import answer_table
 from clara.shell.options import to_options
-from clara.shell.progress import Done, clock, compute_line, heldout_line, idle_lines, kernel_lines, step_line
+from clara.shell.progress import (
+    Done,
+    answer_lines,
+    clock,
+    compute_line,
+    heldout_line,
+    idle_lines,
+    kernel_lines,
+    step_line,
+)
 
 
 @pytest.mark.parametrize(
@@ -54,6 +64,23 @@ def test_a_step_with_one_term_shows_the_loss_alone() -> None:
 def test_the_time_left_follows_the_last_twenty_steps() -> None:
     past = [done(60.0, loss=1.0)] * 80 + [done(1.0, loss=1.0)] * 20
     assert step_line(100, 110, past, 1, 0).endswith("left 0:10")
+
+
+@pytest.mark.parametrize(
+    ("stage", "share", "answers", "noted"),
+    [
+        ("pretrain", 0.5, ["1907", "Ada"], True),
+        ("pretrain", 0.5, ["1907", "1908"], False),
+        ("pretrain", 0.0, [], False),
+        ("end_to_end", 0.5, [], False),
+    ],
+)
+def test_where_no_answer_can_stand_for_another_it_is_said(
+    stage: str, share: float, answers: list[str], noted: bool
+) -> None:
+    options = to_options({"stage": stage, "loss": {"alignment_weight": 0}, "data": {"counterfactual_share": share}})
+    line = "note      counterfactual_share changes nothing: no answer of sample can stand in another's place"
+    assert answer_lines(options, answer_table(answers)) == ([line] if noted else [])
 
 
 @pytest.mark.parametrize(("compile", "there"), [("auto", True), ("on", True), ("off", True), ("auto", False)])
@@ -121,8 +148,8 @@ def test_an_evaluation_of_a_choosing_stage_tells_how_candidates_rank_and_how_ans
             ["counterfactual_share changes nothing: stage end_to_end reads documents as they are"],
         ),
         (
-            {"stage": "retrieval", "loss": {"alignment_weight": 0}, "data": {"shift_share": 0.5}},
-            ["shift_share changes nothing: stage retrieval reads documents as they are"],
+            {"stage": "end_to_end", "loss": {"alignment_weight": 0}, "data": {"shift_share": 0.5}},
+            ["shift_share changes nothing: stage end_to_end reads documents as they are"],
         ),
         (
             {"stage": "end_to_end", "loss": {"alignment_weight": 0}, "retrieval": {"in_batch_negatives": True}},

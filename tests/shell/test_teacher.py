@@ -18,7 +18,7 @@ from tiny import assert_close, assert_same
 
 from clara.core.bind import hidden_states
 from clara.core.stages import trained_leaves
-from clara.io.checkpoint import load_checkpoint, newest_checkpoint
+from clara.io.checkpoint import load_checkpoint, newest_checkpoint, read_manifest
 from clara.io.errors import ClaraError
 from clara.io.retention import checkpoints
 from clara.io.runlog import read_events
@@ -181,6 +181,8 @@ def test_a_teacher_of_all_stages_is_not_read_where_documents_are_chosen(run: Run
     status, out, err = run("--run", tmp_path / "run", *stages, *weights)
     assert status == 0, err
     assert out.count("teacher is not read: stage retrieval has none") == 1 and out.count("teacher   ") == 1
+    saved = [checkpoints(tmp_path / "run" / stage / "checkpoints")[-1] for stage in ("pretrain", "retrieval")]
+    assert [bool(read_manifest(path).teacher) for path in saved] == [True, False]
 
 
 def test_no_teachers_row_is_longer_than_the_largest(base: Path, data: Path, reader: Path, tmp_path: Path) -> None:
