@@ -11,13 +11,6 @@ from clara.core.cloze import cloze_pairs
 from clara.core.counterfactual import Answers, Pair, otherwise, stands
 from clara.io.examples import Encoder, encode_record, shortened, surely_fits
 from clara.io.records import Record
-from clara.io.tokens import decode, encode
-
-BORDER = 2
-"""Tokens more that two texts may have together."""
-
-LEAST_SHIFT = 8
-"""Tokens that there must be room for before a document, for another's end to stand there."""
 
 MOST_BLANKS = 8
 """Sentences of a document that one example fills in, at most."""
@@ -61,23 +54,3 @@ def counterfactual_record(
         return None
     changed = asking(msgspec.structs.replace(record, docs=docs), asked)
     return changed if surely_fits(encoder, changed, form) else None
-
-
-def shifted_record(encoder: Encoder, record: Record, other: Record, part: float, form: str = "turns") -> Record | None:
-    """Return a record of one document with the end of another's before it, so that all of it stands elsewhere.
-
-    part: of the tokens that doc_max_tokens leave room for, in [0, 1); form: as in `encode_record`. All of the document
-    is still read. None where there is hardly any room, both are one record, or one question does not surely fit into
-    max_tokens.
-    """
-    if len(record.docs) != 1 or other is record:
-        return None
-    own, before = (encode(encoder.tokenizer, each.docs[0]) for each in (record, other))
-    room = min(encoder.doc_max_tokens - len(own) - BORDER, len(before))
-    if room < LEAST_SHIFT:
-        return None
-    # A character that was cut through is left out.
-    end = decode(encoder.tokenizer, before[-1 - int(part * room) :]).lstrip("\ufffd ")
-    changed = msgspec.structs.replace(record, docs=[f"{end} {record.docs[0]}".lstrip()])
-    whole = shortened(encoder, changed.docs[0]) == changed.docs[0]
-    return changed if whole and (encoder.reads == "memory" or surely_fits(encoder, changed, form)) else None

@@ -98,15 +98,6 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             "made to say otherwise: answers of other records stand in the place of theirs.",
         ),
     ] = 0.0
-    shift_share: Annotated[
-        float,
-        Meta(
-            ge=0,
-            le=1,
-            description="Share of the examples of `pretrain` and `instruct` that answer questions on one document "
-            "which begins with the end of another's, so that answers stand elsewhere each time.",
-        ),
-    ] = 0.0
     seed: Annotated[
         int, Meta(ge=0, lt=2**32, description="Seed of shuffling, task mixing, dropout and start values.")
     ] = 0

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from clara.core.config import CHOOSING
-from clara.io.altered import cloze_record, counterfactual_record, shifted_record
+from clara.io.altered import cloze_record, counterfactual_record
 from clara.io.data_config import DataConfig
-from clara.io.examples import Encoder
 from clara.io.feed import Feed
 from clara.io.records import Record
 
@@ -50,7 +47,7 @@ def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float
     """
     config, pool = feed.config, feed.pool
     if feed.stage != "pretrain":
-        return altered([(record, record.data_type) for record in records], feed, step)
+        return said_otherwise([(record, record.data_type) for record in records], feed, step)
     draws = np.random.default_rng([config.seed, 1, step]).random(len(records))
     places = np.random.default_rng([config.seed, 4, step]).random(len(records))
     seeds = np.random.default_rng([config.seed, 5, step]).integers(2**63, size=len(records)).tolist()
@@ -65,44 +62,25 @@ def step_tasks(records: Sequence[Record], feed: Feed, step: int, progress: float
         task = choose_task(record, config, draw, progress)
         asked = cloze_record(feed.encoder, record, seed) if task == "cloze" else None
         found.append((own, own.data_type) if task == "cloze" and asked is None else (asked or record, task))
-    return altered(found, feed, step)
+    return said_otherwise(found, feed, step)
 
 
-def altered(chosen: list[tuple[Record, str]], feed: Feed, step: int) -> list[tuple[Record, str]]:
-    """Return the examples of a step, some of those that answer questions with changed documents.
+def said_otherwise(chosen: list[tuple[Record, str]], feed: Feed, step: int) -> list[tuple[Record, str]]:
+    """Return the examples of a step, the documents of some that answer questions made to say otherwise.
 
-    `counterfactual_share` of them say otherwise, `shift_share` have the end of another document of the step before
-    them, drawn by (seed, step, place); what cannot be changed stays as it is.
+    They are `counterfactual_share` of them, drawn by (seed, step, place); what cannot be made to stays as it is.
     """
-    config, count = feed.config, len(chosen)
-    if feed.stage in CHOOSING:
+    config = feed.config
+    if not config.counterfactual_share or feed.stage in CHOOSING:
         return chosen
+    rng = np.random.default_rng([config.seed, 6, step])
+    draws, seeds = rng.random(len(chosen)), rng.integers(2**63, size=len(chosen)).tolist()
     form = "one" if feed.stage == "instruct" else config.qa_form
-    if config.counterfactual_share:
-        rng = np.random.default_rng([config.seed, 6, step])
-        draws, seeds = rng.random(count), rng.integers(2**63, size=count).tolist()
-        otherwise = [partial(counterfactual_record, answers=feed.answers, seed=seed, form=form) for seed in seeds]
-        chosen = changed(chosen, feed, draws < config.counterfactual_share, otherwise)
-    if config.shift_share:
-        rng = np.random.default_rng([config.seed, 7, step])
-        draws, parts = rng.random(count), rng.random(count).tolist()
-        others = [chosen[place][0] for place in rng.permutation(count)]
-        shift = [partial(shifted_record, other=o, part=part, form=form) for o, part in zip(others, parts, strict=True)]
-        chosen = changed(chosen, feed, draws < config.shift_share, shift)
-    return chosen
-
-
-def changed(
-    chosen: Sequence[tuple[Record, str]],
-    feed: Feed,
-    taken: NDArray[np.bool_],
-    changes: Sequence[Callable[[Encoder, Record], Record | None]],
-) -> list[tuple[Record, str]]:
-    """Return examples, those that are taken and answer questions after their change, where it can be made."""
     found = list[tuple[Record, str]]()
-    for (record, task), take, change in zip(chosen, taken, changes, strict=True):
-        made = change(feed.encoder, record) if take and task == "qa" else None
-        found.append((made or record, task))
+    for (record, task), draw, seed in zip(chosen, draws, seeds, strict=True):
+        taken = task == "qa" and draw < config.counterfactual_share
+        changed = counterfactual_record(feed.encoder, record, feed.answers, seed, form) if taken else None
+        found.append((changed or record, task))
     return found
 
 

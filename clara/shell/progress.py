@@ -63,9 +63,8 @@ def idle_lines(options: Options) -> list[str]:
         notes.append("autoencode_data is not read: autoencode_share and cloze_share are 0")
     if data.cloze_share and options.stage != "pretrain":
         notes.append(f"cloze_share changes nothing: stage {options.stage} fills in no sentences")
-    for name in ("counterfactual_share", "shift_share"):
-        if getattr(data, name) and options.stage in CHOOSING:
-            notes.append(f"{name} changes nothing: stage {options.stage} reads documents as they are")
+    if data.counterfactual_share and options.stage in CHOOSING:
+        notes.append(f"counterfactual_share changes nothing: stage {options.stage} reads documents as they are")
     if options.teacher and options.stage in CHOOSING:
         notes.append(f"teacher is not read: stage {options.stage} has none")
     if options.retrieval.in_batch_negatives and not options.loss.contrastive_weight:

@@ -12,14 +12,12 @@ from clara.io.data_config import DataConfig
 from clara.io.examples import Encoder
 from clara.io.feed import Feed
 from clara.io.records import Record, document_records
-from clara.io.tasks import altered, choose_task, step_tasks
+from clara.io.tasks import choose_task, said_otherwise, step_tasks
 
 MIXED = DataConfig(batch_size=4, length_multiple=16, autoencode_share=0.5, paraphrase_share=0.5, qa_form="turns")
 SAYING = DataConfig(batch_size=4, qa_form="turns", counterfactual_share=0.5)
-SHIFTING = DataConfig(batch_size=4, qa_form="turns", shift_share=0.5)
 TABLE = answer_table([str(1801 + i) for i in range(40)])
 RECORD = Record(id="r", docs=["Built in 1907."], question=["When?", "Who?"], answers=["1907", "nobody"])
-OTHER = Record(id="o", docs=["The mill burnt down twice; nobody was hurt."], question=["What?"], answers=["mill"])
 
 
 def shares(record: Record, config: DataConfig, progress: float) -> dict[str, float]:
@@ -173,30 +171,11 @@ def test_the_share_of_a_step_says_otherwise(encoder: Encoder, stage: Stage) -> N
 def test_what_is_no_question_stays(encoder: Encoder) -> None:
     feed = Feed(encoder, replace(SAYING, counterfactual_share=1.0), answers=TABLE)
     chosen = [(RECORD, "autoencode"), (RECORD, "cloze"), (RECORD, "qa")]
-    kept = altered(chosen, feed, 0)
+    kept = said_otherwise(chosen, feed, 0)
     assert kept[:2] == chosen[:2] and kept[2][0] != RECORD and kept[2][1] == "qa"
-    assert altered(chosen, feed._replace(stage="end_to_end"), 0) == chosen
-    assert altered(chosen, feed._replace(config=DataConfig()), 0) == chosen
+    assert said_otherwise(chosen, feed._replace(stage="end_to_end"), 0) == chosen
+    assert said_otherwise(chosen, feed._replace(config=DataConfig()), 0) == chosen
 
 
 def test_without_answers_to_draw_from_records_stay_as_they_are(encoder: Encoder, records: list[Record]) -> None:
     assert [record for record, _ in step_tasks(records, Feed(encoder, SAYING), 0, 0.5)] == records
-
-
-@pytest.mark.parametrize("stage", ["pretrain", "instruct"])
-def test_the_share_of_a_step_is_shifted(encoder: Encoder, stage: Stage) -> None:
-    records = [replace(RECORD, id=str(i)) for i in range(39)] + [OTHER]
-    feed = Feed(encoder._replace(doc_max_tokens=80), SHIFTING, stage)
-    steps = [step_tasks(records, feed, step, 0.5) for step in range(20)]
-    moved = [record for step in steps for record, _ in step if record.docs not in (RECORD.docs, OTHER.docs)]
-    assert 0.45 < len(moved) / 800 < 0.55
-    assert steps[3] == step_tasks(records, feed, 3, 0.5), "by (seed, step, place)"
-    assert len({record.docs[0] for record in moved}) > 20, "elsewhere each time"
-    assert step_tasks(records, feed._replace(config=DataConfig()), 0, 0.5) == [(record, "qa") for record in records]
-
-
-def test_a_document_that_says_otherwise_is_shifted_too(encoder: Encoder) -> None:
-    config = replace(SHIFTING, counterfactual_share=1.0, shift_share=1.0)
-    other = replace(OTHER, question=["How often?"], answers=["twice"])
-    (record, _), _ = altered([(RECORD, "qa"), (other, "qa")], Feed(encoder, config, answers=TABLE), 4)
-    assert record.replies[0] != "1907" and record.docs[0].endswith(f"Built in {record.replies[0]}.")

@@ -148,10 +148,6 @@ def test_an_evaluation_of_a_choosing_stage_tells_how_candidates_rank_and_how_ans
             ["counterfactual_share changes nothing: stage end_to_end reads documents as they are"],
         ),
         (
-            {"stage": "end_to_end", "loss": {"alignment_weight": 0}, "data": {"shift_share": 0.5}},
-            ["shift_share changes nothing: stage end_to_end reads documents as they are"],
-        ),
-        (
             {"stage": "end_to_end", "loss": {"alignment_weight": 0}, "retrieval": {"in_batch_negatives": True}},
             ["in_batch_negatives changes nothing: contrastive_weight is 0"],
         ),
