@@ -44,7 +44,7 @@ def record_step(job: Job, step: Step, done: Sequence[Done], report: Reporter) ->
     report(step.number, "training", values)
     every, total = job.options.log_every, job.options.steps
     if step.number in (1, total) or step.number % every == 0:
-        before = max((step.number - 1) // every * every, min(step.number - 1, 1))
+        before = max((step.number - 1) // every * every, min(step.number - 1, 1))  # step 1 has a line of its own
         print(step_line(step.number, total, done, step.number - before, mx.get_peak_memory()), flush=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
@@ -100,19 +100,15 @@ def step_line(step: int, total: int, done: Sequence[Done], count: int, peak: int
 
     The time left is reckoned from the median of the last 20. peak: bytes.
     """
-    recent, last = sorted(each.seconds for each in list(done)[-RECENT:]), list(done)[-count:]
+    steps = list(done)
+    recent, last = sorted(each.seconds for each in steps[-RECENT:]), steps[-count:]
     left = recent[len(recent) // 2] * (total - step)
-    means = {name: fmean(each.metrics[name] for each in last if name in each.metrics) for name in named(last)}
-    terms = [f"{name} {means[name]:.4f}" for name in TERMS if name in means]
+    had = {name: [each.metrics[name] for each in last if name in each.metrics] for name in ("loss", *TERMS)}
+    means = [f"{name} {fmean(values):.4f}" for name, values in had.items() if values]
+    losses = "  ".join(means if len(means) > 2 else means[:1])  # a single term says what the loss does
     seconds = sum(each.seconds for each in last)
     speed = f"{sum(each.tokens for each in last) / seconds:,.0f} tokens/s  {seconds / len(last):.2f} s"
-    losses = "  ".join([f"loss {means['loss']:.4f}", *(terms if len(terms) > 1 else [])])
     return f"step {step:>{len(str(total))}}/{total}  {losses}  {speed}  peak {peak / 1e9:.1f} GB  left {clock(left)}"
-
-
-def named(steps: Iterable[Done]) -> set[str]:
-    """Return the names of all metrics of some steps."""
-    return {name for step in steps for name in step.metrics}
 
 
 def heldout_line(means: Mapping[str, float], step: int) -> str:

@@ -8,7 +8,6 @@ from typing import Literal
 import msgspec
 import pytest
 import tokenizers
-from folders import write_records
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,15 +19,9 @@ from clara.io.errors import ClaraError
 from clara.io.examples import Encoder, encode_record
 from clara.io.feed import Feed, encode_example
 from clara.io.fitting import check_records, tasks_of
-from clara.io.records import Record, document_records, read_records
+from clara.io.records import Record, document_records
 
 MIXED = DataConfig(batch_size=4, length_multiple=16, autoencode_share=0.5, paraphrase_share=0.5, qa_form="turns")
-
-
-@pytest.fixture(scope="module")
-def records(tmp_path_factory: pytest.TempPathFactory) -> list[Record]:
-    """Return eleven records."""
-    return read_records(str(write_records(tmp_path_factory.mktemp("data") / "data.jsonl", range(11))))
 
 
 texts = st.text(alphabet="ab é漢🦔\ue000", max_size=60)
