@@ -12,7 +12,10 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     data: Annotated[
         str,
-        Meta(description="Training data: JSON Lines files, with commas between, or the built-in `sample`."),
+        Meta(
+            description="Training data: JSON Lines files, with commas between, or the built-in `sample`; what is named "
+            "twice counts twice."
+        ),
     ] = "sample"
     heldout: Annotated[
         str,
@@ -72,7 +75,7 @@ class DataConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     autoencode_data: Annotated[
         str,
         Meta(
-            description="Further data, likewise, whose documents such examples repeat or fill in, each of them whether "
+            description="Further data, whose distinct documents such examples repeat or fill in, each of them whether "
             "it holds an answer or not; empty: the record's own."
         ),
     ] = ""

@@ -68,9 +68,9 @@ MAKER = " (python -m clara.shell.prepare makes a corpus out of documents)"
 def read_records(source: str) -> list[Record]:
     """Return all records of JSON Lines files and of built-in sets ("sample", "sample-heldout"), each checked, in order.
 
-    source: one name, or several with commas between. Raises ClaraError with file and line for the first bad line:
-    invalid UTF-8 or JSON, a wrong or missing field, an unknown task, an empty document, answers that do not match
-    their questions; and for a missing or empty file.
+    source: one name, or several with commas between; one named twice is read twice, so that it counts for more.
+    Raises ClaraError with file and line for the first bad line: invalid UTF-8 or JSON, a wrong or missing field, an
+    unknown task, an empty document, answers that do not match their questions; and for a missing or empty file.
     """
     found = []
     for name in source_names(source):

@@ -334,6 +334,8 @@ def test_several_files_are_read_in_order_and_a_bad_one_is_named(tmp_path: Path) 
     source = f"{tmp_path / 'a.jsonl'}, {tmp_path / 'b.jsonl'},sample"
     assert [record.id for record in read_records(source)][:3] == ["x", "y", "z"]
     assert len(read_records(source)) == 3 + len(read_records("sample"))
+    twice = f"{tmp_path / 'a.jsonl'},{tmp_path / 'a.jsonl'}"
+    assert [record.id for record in read_records(twice)] == ["x", "y", "x", "y"], "it counts for more"
     (tmp_path / "c.jsonl").write_text("")
     with pytest.raises(ClaraError, match=r"^[^,]*c\.jsonl: no records"):
         read_records(f"{tmp_path / 'a.jsonl'},{tmp_path / 'c.jsonl'}")
